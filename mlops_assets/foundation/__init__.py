@@ -1,0 +1,1 @@
+"""What every system uses; it knows none of them."""
