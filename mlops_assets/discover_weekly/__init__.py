@@ -1,0 +1,1 @@
+"""A fresh playlist for every user, every Monday: low risk, huge scale, stability first."""
