@@ -1,0 +1,12 @@
+{{ config(materialized='view') }}
+
+select
+    track_id,
+    nullif(trim(artist_id), '') as artist_id,
+    title,
+    nullif(trim(lower(tags)), '') as tags,
+    nullif(trim(lower(lyrics)), '') as lyrics,
+    coalesce(explicit, false) as explicit,
+    released,
+    nullif(trim(markets), '') as markets
+from {{ source('raw', 'tracks') }}

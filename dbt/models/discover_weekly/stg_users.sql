@@ -1,0 +1,8 @@
+{{ config(materialized='view') }}
+
+select
+    user_id,
+    nullif(trim(market), '') as market,
+    coalesce(allow_explicit, true) as allow_explicit,
+    joined
+from {{ source('raw', 'users') }}

@@ -1,0 +1,83 @@
+"""The whole code location: every system on one set of resources.
+
+What belongs here: assembly. What does not: anything that computes, and any environment's details (environment.py).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from mlops_assets import __version__, environment
+from mlops_assets.discover_weekly import defs as discover_weekly
+from mlops_assets.discover_weekly.spec import Spec, load_spec
+from mlops_assets.environment import Environment
+from mlops_assets.foundation.errors import UserError
+
+SPECS_VARIABLE = "MLOPS_ASSETS_SPECS"
+
+
+def configured_specs(settings: Mapping[str, str] | None = None) -> list[Spec]:
+    """Return the default system and those of the YAML files that ``MLOPS_ASSETS_SPECS`` lists.
+
+    The files are separated as in PATH. A file whose spec is named `discover_weekly` replaces the default.
+
+    Raises
+    ------
+    UserError
+        A file cannot be used, or two specs have one name.
+    """
+    values = os.environ if settings is None else settings
+    paths = [Path(text) for text in values.get(SPECS_VARIABLE, "").split(os.pathsep) if text.strip()]
+    specs = [load_spec(path) for path in paths]
+    if not any(spec.name == Spec().name for spec in specs):
+        specs.insert(0, Spec())
+    names = [spec.name for spec in specs]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise UserError(
+            f"more than one spec is named {', '.join(doubled)}",
+            where=SPECS_VARIABLE,
+            remedy="give each its own `name:`.",
+        )
+    return specs
+
+
+def build_defs(
+    where: Environment | None = None,
+    specs: Sequence[Spec] | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> dg.Definitions:
+    """Return fresh definitions of the code location.
+
+    Parameters
+    ----------
+    where
+        The environment; by default the one that ``MLOPS_ASSETS_ENV`` names.
+    specs
+        The systems; by default those that are configured.
+    overrides
+        Resources by name that replace the environment's own, as a test needs it.
+    """
+    place = where or environment.current()
+    systems = [discover_weekly.build_defs(spec, place) for spec in (configured_specs() if specs is None else specs)]
+    resources = {**place.resources(), **(overrides or {})}
+    common = dg.Definitions(resources=resources, executor=_executor(), metadata={"mlops_assets": __version__})
+    return dg.Definitions.merge(*systems, common)
+
+
+def _executor() -> dg.ExecutorDefinition:
+    """Return processes that are forked from one that has loaded Dagster already: a step starts in a second."""
+    return dg.multiprocess_executor.configured(
+        {
+            "max_concurrent": int(os.environ.get("MLOPS_ASSETS_MAX_CONCURRENT", "2")),
+            "start_method": {"forkserver": {"preload_modules": ["dagster", "pandas", "pyarrow"]}},
+        }
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The code location, as Dagster loads it."""
+    return build_defs()

@@ -1,0 +1,128 @@
+"""Runs jobs in this process, with progress for a person and errors without tracebacks for user mistakes.
+
+What belongs here: launching, following and naming what failed. What does not: what the jobs do, and the command line.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from mlops_assets.environment import Environment
+from mlops_assets.foundation.errors import UserError
+
+_SETTINGS = Path(__file__).resolve().parent.parent / "dagster.yaml"
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def prepare_home(environment: Environment) -> Path:
+    """Create Dagster's home with this checkout's settings unless it has its own; return it."""
+    home = Path(os.environ.get("DAGSTER_HOME") or environment.dagster_home).expanduser().resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / "dagster.yaml"
+    if not settings.exists():
+        if _SETTINGS.is_file():
+            shutil.copyfile(_SETTINGS, settings)
+        else:
+            settings.write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
+    os.environ["DAGSTER_HOME"] = str(home)
+    return home
+
+
+@contextmanager
+def open_instance(environment: Environment) -> Iterator[dg.DagsterInstance]:
+    """Open the Dagster instance of an environment."""
+    prepare_home(environment)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+@dataclass
+class Follow:
+    """What a run has told so far.
+
+    Parameters
+    ----------
+    on_step
+        Called with a step's name when it starts and with its seconds when it ends.
+    on_message
+        Called with what steps log at level info.
+    """
+
+    on_step: Callable[[str, float | None], None]
+    on_message: Callable[[str], None]
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    checks: dict[str, bool] = field(default_factory=dict)
+
+    def __call__(self, entry: Any) -> None:
+        """Take in one event of the run."""
+        event = entry.dagster_event
+        if event is None:
+            if entry.level == 20:  # logging.INFO: what an asset says to a person
+                self.on_message(str(entry.user_message))
+            return
+        kind, data = event.event_type_value, event.event_specific_data
+        if kind == "STEP_START":
+            self.on_step(str(event.step_key), None)
+        elif kind == "STEP_SUCCESS":
+            self.on_step(str(event.step_key), data.duration_ms / 1000)
+        elif kind == "STEP_FAILURE":
+            self.failures.append(f"{event.step_key}: {_cause(data.error)}")
+        elif kind == "ASSET_CHECK_EVALUATION":
+            name = f"{data.asset_key.to_user_string()}:{data.check_name}"
+            self.checks[name] = data.passed
+            if not data.passed:
+                self.warnings.append(f"{name}: {data.description or 'did not pass'}")
+
+
+def _cause(error: Any) -> str:
+    """Return the innermost message of a step's error, which is the one that names culprit and remedy."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    if error is None:
+        return "no message"
+    # A user's mistake speaks for itself; of anything else the kind of error is worth knowing.
+    return " ".join(str(error.message).split()).removeprefix(f"{UserError.__module__}.UserError: ")
+
+
+def run_job(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, follow: Follow, *, periods: Sequence[str], name: str
+) -> str:
+    """Run a job for one period, or for a range of periods in one run; return the run's id.
+
+    Raises
+    ------
+    UserError
+        The run failed; the message names every failed step and its cause.
+    """
+    run_id = str(uuid.uuid4())
+    instance.add_event_listener(run_id, follow)
+    ranged = len(periods) > 1
+    tags = (
+        {"dagster/asset_partition_range_start": periods[0], "dagster/asset_partition_range_end": periods[-1]}
+        if ranged
+        else {}
+    )
+    log = Path(instance.root_directory) / "console" / f"{run_id}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # dbt and others print as they go; it is kept, but not mixed with the progress.
+    with log.open("w", encoding="utf-8") as handle, redirect_stdout(handle):
+        result = job.execute_in_process(
+            instance=instance, run_id=run_id, run_config=_QUIET, raise_on_error=False, tags=tags,
+            partition_key=None if ranged else periods[0],
+        )  # fmt: skip
+    if not result.success:
+        told = "".join(f"\n  {failure}" for failure in follow.failures) or " see the run in the UI"
+        again = "Run the same command again when the cause is mended: what is finished is not done again"
+        raise UserError(
+            f"{name} failed:{told}\n{again}",
+            where=f"run {run_id}",
+        )
+    return run_id
