@@ -1,0 +1,93 @@
+"""When the system runs by itself: the schedule, the deadline, and what a team's change sets off.
+
+What belongs here: jobs, schedules, freshness policies, automation conditions and the sensor that acts on them. What
+does not: what runs.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+
+from mlops_assets.discover_weekly.names import Names
+from mlops_assets.discover_weekly.spec import Spec
+
+
+def freshness_of(spec: Spec) -> dg.FreshnessPolicy:
+    """Return when a period's playlists count as late."""
+    late = spec.periods.hour + spec.periods.late_after_hours
+    minute, hour = int(late % 1 * 60), min(int(late), 23)
+    days = "* * 1" if spec.periods.cadence == "weekly" else "1 * *"
+    return dg.FreshnessPolicy.cron(
+        deadline_cron=f"{minute} {hour} {days}",
+        lower_bound_delta=timedelta(hours=hour + minute / 60),
+        timezone=spec.periods.timezone,
+    )
+
+
+def on_team_change() -> "dg.AutomationCondition[Any]":
+    """Ask for a model again when its own code or what it is built from has changed, and for nothing else.
+
+    Only the latest period is asked for, once for each change, and never while something it needs is missing or being
+    made; a model of another team is not touched.
+    """
+    condition: Any = dg.AutomationCondition
+    changed = (condition.code_version_changed() | condition.any_deps_updated()).since_last_handled()
+    asked: dg.AutomationCondition[Any] = (
+        condition.in_latest_time_window()
+        & changed
+        & ~condition.any_deps_missing()
+        & ~condition.any_deps_in_progress()
+        & ~condition.in_progress()
+    ).with_label("own code or inputs have changed")
+    return asked
+
+
+def refresh_job(spec: Spec, names: Names, selection: dg.AssetSelection) -> object:
+    """Return the job that makes one period from its listens to its published playlists."""
+    return dg.define_asset_job(
+        f"{spec.name}_refresh",
+        selection=selection,
+        partitions_def=names.partitions,
+        description="One period, from its listens to its published playlists.",
+        tags={"system": spec.name},
+    )
+
+
+def ingest_job(spec: Spec, names: Names) -> object:
+    """Return the job that brings many periods in one run, without training: the way to start with history."""
+    up_to_features = [
+        "listens", "tracks", "users", "stg_listens", "stg_tracks", "stg_users", "interactions", "track_features",
+    ]  # fmt: skip
+    return dg.define_asset_job(
+        f"{spec.name}_ingest",
+        selection=dg.AssetSelection.assets(*[names.key(asset) for asset in up_to_features]),
+        partitions_def=names.partitions,
+        description="Listens, tracks, users and features of any range of periods, without training.",
+        tags={"system": spec.name},
+    )
+
+
+def schedule(spec: Spec, job: object) -> object:
+    """Return the schedule that asks for the last completed period: every Monday, or every first of the month."""
+    weekly = spec.periods.cadence == "weekly"
+    return dg.build_schedule_from_partitioned_job(
+        job,  # type: ignore[arg-type]
+        name=f"{spec.name}_every_monday" if weekly else f"{spec.name}_every_month",
+        description=f"Playlists for the last completed period, at {spec.periods.hour}:00 {spec.periods.timezone}.",
+        hour_of_day=spec.periods.hour,
+        minute_of_hour=0,
+        day_of_week=1 if weekly else None,
+        day_of_month=None if weekly else 1,
+    )
+
+
+def team_sensor(spec: Spec, names: Names) -> dg.AutomationConditionSensorDefinition:
+    """Return the sensor that acts on `on_team_change` for this system's models."""
+    watched = ["collaborative_model", "content_model", "blend_model", "evaluation", "champion"]
+    return dg.AutomationConditionSensorDefinition(
+        f"{spec.name}_team_changes",
+        target=dg.AssetSelection.assets(*[names.key(asset) for asset in watched]),
+        description="Re-runs a model whose team changed it, and what follows from it; off until it is switched on.",
+        default_status=dg.DefaultSensorStatus.STOPPED,
+    )

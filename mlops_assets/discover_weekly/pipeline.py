@@ -1,0 +1,413 @@
+"""The steps between assets and models: what is trained, judged and decided for one period.
+
+What belongs here: functions from snapshots and versions to versions and verdicts. What does not: Dagster, and the
+mathematics (collaborative.py, content.py, blend.py, evaluation.py).
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mlops_assets.discover_weekly.spec import Spec
+from mlops_assets.foundation.errors import UserError
+from mlops_assets.foundation.registry import (
+    ChampionHistory,
+    ChampionRecord,
+    GateResult,
+    ModelVersion,
+    Registry,
+    decide,
+)
+from mlops_assets.foundation.resources import Warehouse
+from mlops_assets.foundation.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from mlops_assets.discover_weekly.blend import BlendModel
+    from mlops_assets.discover_weekly.evaluation import Evaluation
+    from mlops_assets.discover_weekly.interactions import Split
+    from mlops_assets.foundation.io_managers import Judged
+
+Tell = Callable[[str], None]
+
+_log = logging.getLogger(__name__)
+# Similarities of all pairs of tracks grow with the square of the plays; a baseline needs no more users than these.
+_ITEM_ITEM_USERS = 20_000
+
+
+def model_name(spec: Spec, model: str) -> str:
+    """Return the name of one of the system's models in the registry."""
+    return f"{spec.name}.{model}"
+
+
+def blend_name(spec: Spec) -> str:
+    """Return the registry name of the model that answers for production."""
+    return model_name(spec, "blend_model")
+
+
+def period_of_run(spec: Spec, tags: Mapping[str, str]) -> str:
+    """Return the last period that a run is about; without one, the last complete period."""
+    from mlops_assets.discover_weekly.names import partitions_of
+
+    named = tags.get("dagster/partition") or tags.get("dagster/asset_partition_range_end")
+    return named or partitions_of(spec).get_last_partition_key() or spec.periods.start.isoformat()
+
+
+def as_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give every text column a text type, so that a column that is all missing does not become a number."""
+    texts = [name for name in frame.columns if frame[name].dtype == object]
+    return frame.astype(dict.fromkeys(texts, "string"))
+
+
+def track_features(spec: Spec, warehouse: Warehouse) -> pd.DataFrame:
+    """Return what is known of every track."""
+    return warehouse.query(f"select * from {spec.name}.track_features order by track_id")
+
+
+def run_tags(period: str, run_id: str, code: str) -> dict[str, str]:
+    """Return what every version records about its making."""
+    return {"period": period, "run_id": run_id, "code_version": code}
+
+
+def current_champion(spec: Spec, instance: "dg.DagsterInstance", registry: Registry) -> ModelVersion | None:
+    """Return the version that serves now, from the event log; its copy in MLflow is mended when it disagrees."""
+    history = ChampionHistory(instance, spec.name, registry, blend_name(spec))
+    if history.current() is None:
+        return None
+    try:
+        history.sync_alias()
+    except UserError as error:
+        _log.warning("The champion is read from the event log; its alias will be mended later. %s", error)
+    return history.champion()
+
+
+def read_split(training_set: Snapshot, learned: str, held_out: str) -> "Split":
+    """Return one part to learn from and one held back, on the same users and the same catalogue."""
+    from mlops_assets.discover_weekly.interactions import Split, from_frame
+
+    train, pairs = training_set.read(learned), training_set.read(held_out)
+    catalogue = np.unique(np.concatenate([frame["track_id"].to_numpy(dtype=np.str_) for frame in (train, pairs)]))
+    known = from_frame(train, track_ids=catalogue)
+    held = from_frame(pairs.assign(confidence=1.0), user_ids=known.user_ids, track_ids=catalogue)
+    return Split(known, held, {})
+
+
+def train_collaborative(
+    spec: Spec, training_set: Snapshot, registry: Registry, tags: Mapping[str, str], tell: Tell = _log.info
+) -> ModelVersion:
+    """Search hyper-parameters on the validation part, then learn from all of the training part.
+
+    A second model, learned without the validation part, is stored beside it: the blend is chosen on that one.
+    """
+    from mlops_assets.discover_weekly import collaborative
+
+    inner, given = read_split(training_set, "inner", "validation"), spec.collaborative
+    best = collaborative.CollaborativeParams(
+        given.factors, given.regularization, given.alpha, given.iterations, given.weighting, spec.training.seed
+    )
+    rows: list[dict[str, Any]] = []
+    if given.sweep.trials:
+        search = collaborative.SearchSpace(
+            given.sweep.regularization, given.sweep.alpha, (given.factors,), (given.weighting,)
+        )
+
+        def report(row: Mapping[str, Any]) -> None:
+            tell(f"trial {row['trial'] + 1} of {given.sweep.trials}: nDCG {row['ndcg']:.4f}")
+
+        found = collaborative.sweep(
+            inner.train,
+            validation=inner.held_out,
+            search=search,
+            base=best,
+            trials=given.sweep.trials,
+            k=spec.evaluation.k,
+            progress=report,
+        )
+        best = found.best
+        rows = [{str(name): value for name, value in row.items()} for row in found.table.to_dict("records")]
+    train = read_split(training_set, "train", "test").train
+    with _folder() as folder:
+        collaborative.fit(train, best).save(folder / "model")
+        collaborative.fit(inner.train, best).save(folder / "inner")
+        (folder / "sweep.json").write_text(json.dumps(rows, indent=1, default=float), encoding="utf-8")
+        metrics = {"validation_ndcg": max(row["ndcg"] for row in rows)} if rows else {}
+        size = {"users": float(train.n_users), "tracks": float((train.support() > 0).sum())}
+        return registry.register(
+            model_name(spec, "collaborative_model"),
+            folder,
+            params=asdict(best),
+            metrics={**metrics, **size},
+            parts={},
+            tags=_facts(training_set, tags, "team:recommendations"),
+        )
+
+
+def train_content(
+    spec: Spec, features: pd.DataFrame, trained: ModelVersion, registry: Registry, tags: Mapping[str, str]
+) -> ModelVersion:
+    """Fit tags and lyrics to the space of a collaborative model, and to its inner twin."""
+    from mlops_assets.discover_weekly import content
+    from mlops_assets.discover_weekly.collaborative import CollaborativeModel
+
+    source = registry.fetch(trained)
+    params = content.ContentParams()
+    with _folder() as folder:
+        for part in ("model", "inner"):
+            fitted = content.fit(features, CollaborativeModel.load(source / part), params)
+            fitted.save(folder / part)
+        placed = content.ContentModel.load(folder / "model").place(features)
+        return registry.register(
+            model_name(spec, "content_model"),
+            folder,
+            params={**{name: str(value) for name, value in asdict(params).items()}, "ridge": fitted.ridge},
+            metrics={"share_of_tracks_placed": float(placed.known.mean())},
+            parts={trained.model: trained.as_part()},
+            tags={**trained.tags, **tags, "owner": "team:metadata"},
+        )
+
+
+def train_blend(
+    spec: Spec,
+    training_set: Snapshot,
+    features: pd.DataFrame,
+    collaborative: ModelVersion,
+    content: ModelVersion,
+    registry: Registry,
+    tags: Mapping[str, str],
+) -> ModelVersion:
+    """Choose the blend's settings on the inner models and put the full ones together with them.
+
+    Raises
+    ------
+    UserError
+        The content model was fitted to another collaborative model.
+    """
+    from mlops_assets.discover_weekly.blend import BlendModel, choose
+    from mlops_assets.discover_weekly.collaborative import CollaborativeModel
+    from mlops_assets.discover_weekly.content import ContentModel
+
+    taste, text = registry.fetch(collaborative), registry.fetch(content)
+    chosen = choose(
+        CollaborativeModel.load(taste / "inner"),
+        ContentModel.load(text / "inner"),
+        read_split(training_set, "inner", "validation"),
+        features,
+        k=spec.evaluation.k,
+    )
+    parts = {version.model: version.sha256 for version in (collaborative, content)}
+    model = BlendModel(
+        CollaborativeModel.load(taste / "model"), ContentModel.load(text / "model"), chosen.params, parts
+    )
+    row = chosen.table.loc[chosen.table["eligible"]].sort_values("coverage").iloc[-1]
+    with _folder() as folder:
+        model.save(folder)
+        return registry.register(
+            blend_name(spec),
+            folder,
+            params=asdict(chosen.params),
+            metrics={"validation_ndcg": float(row["ndcg"]), "validation_coverage": float(row["coverage"])},
+            parts={version.model: version.as_part() for version in (collaborative, content)},
+            tags=_facts(training_set, tags, "team:discover-weekly"),
+        )
+
+
+def load_blend(registry: Registry, version: ModelVersion) -> "BlendModel":
+    """Return a blend, its files verified against the hashes of its version."""
+    from mlops_assets.discover_weekly.blend import BlendModel
+
+    return BlendModel.load(registry.fetch(version))
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mlops_assets_model_") as name:
+        folder = Path(name)
+        for part in ("model", "inner"):
+            (folder / part).mkdir()
+        yield folder
+
+
+def _facts(training_set: Snapshot, tags: Mapping[str, str], owner: str) -> dict[str, str]:
+    return {
+        **tags,
+        "owner": owner,
+        "training_set": training_set.sha256,
+        "trained_until": str(training_set.metadata["train_until"]),
+        "as_of": str(training_set.metadata["as_of"]),
+    }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric's mean over users with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A candidate on held-out listening: what the verdict rests on, and what the page shows of it."""
+
+    version: ModelVersion
+    evidence_sha256: str
+    metric: str
+    headline: Mapping[str, Measured]
+    table: pd.DataFrame
+    gates_table: pd.DataFrame
+    users: int
+    plotted: Mapping[str, float]
+
+
+def judge(
+    spec: Spec,
+    training_set: Snapshot,
+    features: pd.DataFrame,
+    candidate: ModelVersion,
+    champion: ModelVersion | None,
+    registry: Registry,
+) -> Judgement:
+    """Measure a candidate beside baselines and champion and store the evidence with its version."""
+    from mlops_assets.discover_weekly.evaluation import ItemItem, Popular, evaluate
+
+    split, rules = read_split(training_set, "train", "test"), spec.evaluation
+    few = split.train.rows(np.arange(min(split.train.n_users, _ITEM_ITEM_USERS)))
+    compared = champion if champion is not None and champion.sha256 != candidate.sha256 else None
+    blend = load_blend(registry, candidate)
+    measured = evaluate(
+        blend.scorer(features),
+        split.train,
+        split.held_out,
+        baselines={
+            "collaborative": blend.collaborative.recommend,
+            "popular": Popular(split.train),
+            "item_item": ItemItem(few),
+        },
+        champion=load_blend(registry, compared).scorer(features) if compared is not None else None,
+        tracks=features,
+        ks=sorted({rules.k, spec.playlist.length}),
+        seed=rules.seed,
+    )
+    gates = [_accuracy_gate(spec, measured, baseline) for baseline in rules.must_beat]
+    if compared is not None:
+        gates.append(_comparison_gate(spec, measured, candidate, compared))
+    evidence = {
+        "gates": [gate.as_row() for gate in gates],
+        "evaluation": measured.to_dict(),
+        "split": dict(training_set.metadata),
+        "training_set": training_set.sha256,
+        "candidate": {"model": candidate.model, **candidate.as_part()},
+        "champion": champion.as_part() if champion is not None else None,
+    }
+    digest = registry.attach_evidence(candidate, evidence)
+    return _judgement(spec, candidate, digest, measured, gates)
+
+
+def _judgement(
+    spec: Spec, candidate: ModelVersion, digest: str, measured: "Evaluation", gates: list[GateResult]
+) -> Judgement:
+    k = spec.evaluation.k
+    contestants = measured.protocol["contestants"]
+    headline = {name: Measured(*measured.value(name, "ndcg", k)) for name in contestants}
+    table = measured.table[measured.table["k"] == k].pivot_table(
+        index="metric", columns="contestant", values="mean", sort=True
+    )
+    own = measured.table[(measured.table["contestant"] == "candidate") & measured.table["mean"].notna()]
+    plotted = {
+        f"{metric}_at_{length}": float(value)
+        for metric, length, value in zip(own["metric"], own["k"], own["mean"].to_numpy(), strict=True)
+    }
+    plotted |= {f"{name}_ndcg_at_{k}": value.value for name, value in headline.items() if name != "candidate"}
+    return Judgement(
+        candidate,
+        digest,
+        f"nDCG@{k}",
+        headline,
+        table.reset_index(),
+        gates_table(gates),
+        int(measured.protocol["users"]),
+        plotted,
+    )
+
+
+def _accuracy_gate(spec: Spec, measured: "Evaluation", baseline: str) -> GateResult:
+    gain = measured.difference(baseline, "ndcg", spec.evaluation.k)
+    return GateResult(
+        "accuracy",
+        "passed" if gain.low > 0 else "failed",
+        gain.mean,
+        0.0,
+        (gain.low, gain.high),
+        f"gain in nDCG@{spec.evaluation.k} over {baseline}; its interval must lie above 0",
+    )
+
+
+def _comparison_gate(spec: Spec, measured: "Evaluation", candidate: ModelVersion, champion: ModelVersion) -> GateResult:
+    """Better than the champion by its interval; or, once the champion is old, not worse by more than the margin."""
+    rules = spec.evaluation
+    gain = measured.difference("champion", "ndcg", rules.k)
+    margin = -rules.margin * measured.value("champion", "ndcg", rules.k).mean
+    old = spec.periods.shift(champion.tags["as_of"], rules.champion_max_age) <= candidate.tags["as_of"]
+    bound = margin if old else 0.0
+    return GateResult(
+        "champion_comparison",
+        "passed" if gain.low > bound else "failed",
+        gain.mean,
+        bound,
+        (gain.low, gain.high),
+        f"gain in nDCG@{rules.k} over version {champion.version}"
+        + (f", which is {rules.champion_max_age} periods old: as good is enough" if old else ""),
+    )
+
+
+def decide_champion(
+    spec: Spec, history: ChampionHistory, judged: "Judged", *, by: str
+) -> tuple[ChampionRecord, pd.DataFrame]:
+    """Judge a candidate on the evidence stored with it and return the next record of the champion's history."""
+    registry = history.registry
+    evidence = registry.evidence(judged.version, judged.evidence_sha256)
+    gates = [_gate(row) for row in evidence["gates"]]
+    comparison = next((gate for gate in gates if gate.gate == "champion_comparison"), None)
+    current = history.champion() if history.current() is not None else None
+    compared_with = evidence["champion"]["sha256"] if evidence["champion"] else None
+    if current is not None and current.sha256 != compared_with and comparison is not None:
+        reason = f"it was compared with {compared_with or 'no champion'}, which does not serve now: evaluate again"
+        comparison = GateResult("champion_comparison", "not_assessed", reason=reason)
+        gates = [comparison if gate.gate == "champion_comparison" else gate for gate in gates]
+    asked = [gate.name for gate in spec.risk.required_gates() if gate.axis == "algorithm"]
+    required = [name for name in asked if name != "champion_comparison" or current is not None]
+    verdict = decide(judged.version, current, gates, required, comparison)
+    record = history.next_record(verdict, judged.version, by=by, evidence_sha256=judged.evidence_sha256)
+    return record, gates_table(gates)
+
+
+def _gate(row: Mapping[str, Any]) -> GateResult:
+    interval = row.get("interval")
+    return GateResult(**{**row, "interval": tuple(interval) if interval else None})
+
+
+def gates_table(gates: list[GateResult]) -> pd.DataFrame:
+    """Return gates as rows for a page."""
+    return pd.DataFrame(
+        [
+            {
+                "gate": gate.gate,
+                "status": gate.status,
+                "value": gate.value,
+                "bound": gate.bound,
+                "interval": f"{gate.interval[0]:.4f} to {gate.interval[1]:.4f}" if gate.interval else "",
+                "reason": gate.reason,
+            }
+            for gate in gates
+        ]
+    )

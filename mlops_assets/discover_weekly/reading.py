@@ -1,0 +1,146 @@
+"""What consumers and operators look up: a playlist, and the state of a system.
+
+What belongs here: reading what is published and recorded. What does not: changing anything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mlops_assets.environment import Environment
+from mlops_assets.foundation.errors import UserError
+from mlops_assets.foundation.publication import Publication, publications, published
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+
+@dataclass(frozen=True)
+class Playlist:
+    """One user's published playlist with titles; `rows` is ordered by rank."""
+
+    period: str
+    rows: pd.DataFrame
+
+
+def playlist_of(environment: Environment, system: str, user: str, period: str | None = None) -> Playlist:
+    """Return a user's published playlist.
+
+    Raises
+    ------
+    UserError
+        Nothing is published for the period, or the user has no playlist in it.
+    """
+    import pyarrow.compute as pc
+
+    resources: Mapping[str, Any] = environment.resources()
+    publication = _publication(resources, system, period)
+    found = pd.concat(
+        [table.to_pandas() for table in publication.tables(filters=pc.field("user_id") == user)] or [pd.DataFrame()]
+    )
+    if found.empty:
+        raise UserError(
+            f"{user!r} has no playlist",
+            where=f"{system} {publication.partition}",
+            remedy="check the user's id; users who joined later are in a later period.",
+        )
+    tracks = resources["warehouse"].query(f"select track_id, title, artist_id from {system}.tracks")
+    rows = found.merge(tracks, on="track_id", how="left").sort_values("rank", ignore_index=True)
+    return Playlist(publication.partition, rows)
+
+
+def _publication(resources: Mapping[str, Any], system: str, period: str | None) -> Publication:
+    root = resources["store"].path()
+    if period is not None:
+        found = published(root, f"{system}/playlists", period)
+        if found is not None:
+            return found
+    everything = publications(root, f"{system}/playlists")
+    if period is None and everything:
+        return everything[-1]
+    there = ", ".join(item.partition for item in everything[-5:]) or "none"
+    raise UserError(
+        f"no playlists are published for {period or 'any period'}",
+        where=system,
+        remedy=f"published periods: {there}; run `mlops-assets demo` or `mlops-assets run SPEC.yaml` to make some.",
+    )
+
+
+def known_systems(environment: Environment) -> list[str]:
+    """Return the systems that have ever published, by name."""
+    root = environment.resources()["store"].path()  # type: ignore[attr-defined]
+    if not root.exists():
+        return []
+    return sorted(folder.name for folder in root.iterdir() if (folder / "playlists").is_dir())
+
+
+@dataclass(frozen=True)
+class SystemState:
+    """What an operator wants to know first."""
+
+    system: str
+    champion: str
+    verdict: str
+    published: str
+    checks: str
+    problems: tuple[str, ...]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the state as rows of name and value."""
+        return [
+            ("champion", self.champion),
+            ("last verdict", self.verdict),
+            ("published", self.published),
+            ("checks", self.checks),
+            *[("not passed", text) for text in self.problems],
+        ]
+
+
+def status_of(environment: Environment, instance: "dg.DagsterInstance", system: str) -> SystemState:
+    """Return the state of one system from the event log and the published pointers."""
+    from mlops_assets.foundation.registry import ChampionHistory
+
+    resources: Mapping[str, Any] = environment.resources()
+    history = ChampionHistory(instance, system, resources["models"].open(), f"{system}.blend_model")
+    current, records = history.current(), history.records()
+    champion = "none yet"
+    if current is not None:
+        champion = f"version {current.version} since {current.logged_at:%Y-%m-%d %H:%M} UTC ({current.reason})"
+    verdict = (
+        f"{records[-1].verdict} (candidate {records[-1].candidate}): {records[-1].reason}" if records else "none yet"
+    )
+    everything = publications(resources["store"].path(), f"{system}/playlists")
+    last = everything[-1] if everything else None
+    latest = f"{last.partition}, {last.rows:,} rows at {last.published_at}" if last else "nothing yet"
+    passed, problems = _checks(instance, system)
+    return SystemState(system, champion, verdict, latest, f"{passed} passed, {len(problems)} not passed", problems)
+
+
+def _checks(instance: "dg.DagsterInstance", system: str) -> tuple[int, tuple[str, ...]]:
+    import dagster as dg
+
+    from mlops_assets.discover_weekly.rules import RULES
+
+    named = {
+        "listens": ("few_rows_in_quarantine", "listens_match_profile", "listens_have_not_drifted"),
+        "interactions": (
+            "interactions_match_profile", "interactions_have_not_drifted", "interactions_are_of_known_tracks",
+        ),
+        "playlists": tuple(RULES),
+    }  # fmt: skip
+    passed, problems = 0, []
+    for asset, checks in named.items():
+        for check in checks:
+            key = dg.AssetCheckKey(dg.AssetKey([system, asset]), check)
+            record = instance.get_latest_asset_check_evaluation_record(key)
+            event = record.event.dagster_event if record is not None and record.event is not None else None
+            if event is None or event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                continue
+            evaluation = event.asset_check_evaluation_data
+            if evaluation.passed:
+                passed += 1
+            else:
+                problems.append(f"{asset}: {check}: {evaluation.description or ''}")
+    return passed, tuple(problems)

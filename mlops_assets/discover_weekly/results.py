@@ -1,0 +1,149 @@
+"""What the pages of models, verdicts and playlists show.
+
+What belongs here: results turned into Dagster's materialize results. What does not: how they came about (pipeline.py).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from mlops_assets.discover_weekly.pipeline import Judgement
+from mlops_assets.discover_weekly.playlist_batch import PlaylistBatch
+from mlops_assets.discover_weekly.rules import Findings
+from mlops_assets.discover_weekly.spec import Spec
+from mlops_assets.foundation import metadata as md
+from mlops_assets.foundation import plots
+from mlops_assets.foundation.batch import BatchResult
+from mlops_assets.foundation.io_managers import Judged
+from mlops_assets.foundation.publication import Manifest, Publication
+from mlops_assets.foundation.registry import ChampionHistory, ChampionRecord, ModelVersion
+from mlops_assets.foundation.risk import profile_table
+from mlops_assets.foundation.snapshots import Snapshot
+
+
+def snapshot_result(snapshot: Snapshot, facts: Mapping[str, str]) -> dg.MaterializeResult[Snapshot]:
+    """Show what a snapshot holds."""
+    rows = {name: table.rows for name, table in snapshot.tables.items()}
+    shown = md.numbers({f"{name}_rows": count for name, count in rows.items()}) if len(rows) <= 8 else {}
+    return dg.MaterializeResult(
+        value=snapshot,
+        data_version=dg.DataVersion(snapshot.sha256),
+        metadata={
+            "rows": sum(rows.values()),
+            "cut": md.table(pd.DataFrame(facts.items(), columns=["what", "value"])),
+            **shown,
+        },
+    )
+
+
+def model_result(version: ModelVersion) -> dg.MaterializeResult[ModelVersion]:
+    """Show a model version: numbers that plot over periods, parameters, parts."""
+    parts = pd.DataFrame(
+        [
+            {"part": name, "version": part["version"], "sha256": part["sha256"][:12]}
+            for name, part in version.parts.items()
+        ],
+        columns=["part", "version", "sha256"],
+    )
+    shown: dict[str, Any] = {
+        "version": version.version,
+        "sha256": version.sha256,
+        "params": md.table(pd.DataFrame(version.params.items(), columns=["param", "value"])),
+        "files": md.table(
+            pd.DataFrame([(name, sha[:12]) for name, sha in version.files.items()], columns=["file", "sha256"])
+        ),
+        **md.numbers(version.metrics),
+    }
+    if len(parts):
+        shown["parts"] = md.table(parts)
+    return dg.MaterializeResult(value=version, data_version=dg.DataVersion(version.sha256), metadata=shown)
+
+
+def evaluation_result(judgement: Judgement) -> dg.MaterializeResult[Judged]:
+    """Show every contestant with its interval, as numbers, a table and a picture."""
+    rows = {name: (m.value, m.low, m.high) for name, m in judgement.headline.items()}
+    chart = plots.intervals(
+        rows, title=f"{judgement.metric} on held-out listening", axis=f"{judgement.metric}, 95 % interval"
+    )
+    return dg.MaterializeResult(
+        value=Judged(judgement.version, judgement.evidence_sha256),
+        metadata={
+            "picture": md.picture(chart, judgement.metric),
+            "contestants": md.table(judgement.table),
+            "gates": md.table(judgement.gates_table),
+            "users": judgement.users,
+            "evidence_sha256": judgement.evidence_sha256,
+            **md.numbers(judgement.plotted),
+        },
+    )
+
+
+def champion_result(
+    spec: Spec, record: ChampionRecord, history: ChampionHistory, gates: pd.DataFrame
+) -> dg.MaterializeResult[None]:
+    """Show a verdict as the next record of the champion's history."""
+    past = [item for item in history.records() if item.version is not None]
+    line = plots.sparkline([float(item.version or math.nan) for item in past] + [float(record.version or math.nan)])
+    return dg.MaterializeResult(
+        metadata={
+            **record.metadata(),
+            "gates": md.table(gates),
+            "risk_profile": md.table(pd.DataFrame(profile_table(spec.risk))),
+            "versions_over_time": md.picture(line, "champion's version over time"),
+        },
+    )
+
+
+def playlists_metadata(
+    batch: PlaylistBatch, manifest: Manifest, outcome: BatchResult, findings: Findings
+) -> dict[str, Any]:
+    """Show a batch: counts that plot over periods, the mix of sources, one playlist as a table."""
+    example = batch.example(manifest)
+    lengths = batch.coverage_history(findings)
+    return {
+        "dagster/row_count": manifest.rows,
+        "users": findings.users,
+        "users_per_second": round(findings.users / outcome.seconds, 1) if outcome.computed and outcome.seconds else 0.0,
+        "shards_computed": outcome.computed,
+        "shards_resumed": outcome.resumed,
+        "shards_in_fallback": len(outcome.fallback),
+        "shards_quarantined": len(outcome.quarantined),
+        "catalogue_coverage": findings.coverage(batch.catalogue_size),
+        "coverage_over_time": md.picture(plots.sparkline(lengths), "catalogue coverage over time"),
+        "model_version": batch.model_version,
+        "manifest_sha256": manifest.sha256,
+        "sources": md.table(pd.DataFrame(findings.sources.items(), columns=["source", "rows"])),
+        "playlist_of_one_user": md.table(example, rows=30),
+        **md.numbers({f"rows_from_{source}": count for source, count in findings.sources.items()}),
+        **(
+            {
+                "failed_shards": md.table(
+                    pd.DataFrame(
+                        [
+                            {"shard": r.shard, "status": r.status, "error": r.error}
+                            for r in (*outcome.fallback, *outcome.quarantined)
+                        ]
+                    )
+                )
+            }
+            if outcome.fallback or outcome.quarantined
+            else {}
+        ),
+    }
+
+
+def publication_result(publication: Publication) -> dg.MaterializeResult[None]:
+    """Show what readers see from now on."""
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(publication.manifest.sha256),
+        metadata={
+            "dagster/row_count": publication.rows,
+            "published_at": publication.published_at,
+            "manifest_sha256": publication.manifest.sha256,
+            "previous_manifest_sha256": publication.previous or "none",
+            "batch_run_id": publication.run_id,
+        },
+    )
