@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mlops_assets.discover_weekly.contracts import TRACKS, USERS, listens_contract
+from mlops_assets.discover_weekly.contracts import TRACK_TAGS, TRACKS, USERS, listens_contract
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.foundation.contracts import Contract, IngestBatch, ingest
 from mlops_assets.foundation.errors import UserError
@@ -135,24 +135,16 @@ def ingest_listens(spec: Spec, periods: Sequence[str], warehouse: Warehouse) -> 
             f"select *, 0::bigint as row, ''::varchar as source from {table} limit 0"
         )
         tables.execute(f"create or replace temp table refused as select * from {quarantine} limit 0")
-        sources: list[str] = []
-        for batch in ingest(_noting(chunks, sources), contract, window):
+        for batch in ingest(chunks, contract, window):
             report.outside += batch.outside
-            _stage(tables, spec, batch, periods, sources[-1])
+            _stage(tables, spec, batch, periods)
         _set_duplicates_apart(tables, spec)
         _replace(tables, table, quarantine, periods)
         _count(tables, report)
     return report
 
 
-def _noting(chunks: Chunks, sources: list[str]) -> Chunks:
-    """Pass chunks on and note where each comes from."""
-    for frame, first_row, where in chunks:
-        sources.append(where)
-        yield frame, first_row, where
-
-
-def _stage(tables: Tables, spec: Spec, batch: IngestBatch, periods: Sequence[str], source: str) -> None:
+def _stage(tables: Tables, spec: Spec, batch: IngestBatch, periods: Sequence[str]) -> None:
     accepted = batch.accepted
     if spec.data.timed:
         period = period_of(spec, accepted["listened_at"])
@@ -161,7 +153,7 @@ def _stage(tables: Tables, spec: Spec, batch: IngestBatch, periods: Sequence[str
         stamped = accepted.assign(
             listened_at=pd.to_datetime(pd.Series(pd.NaT, accepted.index)), period=pd.Timestamp(periods[0])
         )
-    tables.append("incoming", stamped[list(LISTEN_COLUMNS)].assign(row=accepted.index, source=source))
+    tables.append("incoming", stamped[list(LISTEN_COLUMNS)].assign(row=accepted.index, source=batch.source))
     refused = batch.quarantined
     if len(refused):
         times = pd.to_datetime(refused["time"], utc=True)
@@ -256,9 +248,13 @@ def read_tracks(spec: Spec, period: str, warehouse: Warehouse) -> tuple[pd.DataF
     if spec.data.track_tags is not None:
         if isinstance(spec.data.track_tags, SampleSource):
             raise UserError("tags of the sample world are in its tracks", where=spec.name, remedy="drop track_tags.")
-        chunks = read(spec.data.track_tags, ["track_id", "tags"], warehouse=warehouse, base=spec.base)
-        tags = pd.concat([frame for frame, _, _ in chunks], ignore_index=True).dropna()
-        joined = tags.groupby("track_id")["tags"].agg(" ".join)
+        chunks = read(spec.data.track_tags, list(TRACK_TAGS.names), warehouse=warehouse, base=spec.base)
+        parts = list(ingest(chunks, TRACK_TAGS))
+        tags = pd.concat([part.accepted for part in parts], ignore_index=True)
+        wrong = pd.concat([part.quarantined for part in parts], ignore_index=True)
+        _keep_quarantine(spec, "track_tags", wrong, warehouse)
+        refused = pd.concat([refused, wrong], ignore_index=True)
+        joined = tags.dropna(subset=["tags"]).groupby("track_id")["tags"].agg(" ".join)
         own = tracks["tags"].fillna("")
         merged = (own + " " + tracks["track_id"].map(joined).fillna("")).str.strip()
         tracks["tags"] = merged.where(merged != "", None)

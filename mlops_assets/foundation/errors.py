@@ -21,7 +21,5 @@ class UserError(Exception):
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
         self.what, self.where, self.remedy = what, where, remedy
         super().__init__(
-            "".join(
-                [f"{where}: " if where else "", what.rstrip("."), ".", f" Remedy: {remedy}" if remedy else ""]
-            )
+            "".join([f"{where}: " if where else "", what.rstrip("."), ".", f" Remedy: {remedy}" if remedy else ""])
         )

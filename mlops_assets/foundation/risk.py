@@ -50,9 +50,7 @@ GATES: tuple[Gate, ...] = (
     Gate("outliers", "data", "high", "Are rows unlike anything in training found and kept from the model?"),
     Gate("incident", "data", "high", "Is there no open data incident that makes training or scoring unsafe?"),
     Gate("accuracy", "algorithm", "low", "Does the model beat the stated baselines on unseen data?"),
-    Gate(
-        "champion_comparison", "algorithm", "low", "Is the candidate better than the champion, beyond chance?"
-    ),
+    Gate("champion_comparison", "algorithm", "low", "Is the candidate better than the champion, beyond chance?"),
     Gate("interval_coverage", "algorithm", "medium", "Do the stated intervals hold as often as they claim?"),
     Gate("monitoring", "algorithm", "medium", "Is accuracy in use measured against what really happened?"),
     Gate("calibration", "algorithm", "high", "Do predicted probabilities match the observed shares?"),
@@ -106,9 +104,7 @@ class RiskProfile:
 
     def required_gates(self) -> tuple[Gate, ...]:
         """Return the gates that this profile asks for, axis by axis, the lowest level first."""
-        return tuple(
-            gate for gate in GATES if LEVELS.index(gate.level) <= LEVELS.index(self.level(gate.axis))
-        )
+        return tuple(gate for gate in GATES if LEVELS.index(gate.level) <= LEVELS.index(self.level(gate.axis)))
 
     def severity(self, axis: Axis) -> Severity:
         """Return how loud a failed check on ``axis`` is: low risk warns, more is an error."""
