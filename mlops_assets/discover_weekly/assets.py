@@ -26,6 +26,7 @@ from mlops_assets.foundation.io_managers import Judged
 from mlops_assets.foundation.publication import Manifest, publish
 from mlops_assets.foundation.registry import ChampionHistory, ModelVersion
 from mlops_assets.foundation.resources import ModelRegistry, ObjectStore, Warehouse
+from mlops_assets.foundation.retries import IO_RETRY, mistakes_are_final
 from mlops_assets.foundation.snapshots import Snapshot, SnapshotStore
 
 DATA_TEAM, RECOMMENDATIONS, METADATA, PRODUCT = (
@@ -37,9 +38,6 @@ DATA_TEAM, RECOMMENDATIONS, METADATA, PRODUCT = (
 
 # The rule against times in the future is described without a clock; it is judged with one.
 _ANY_TIME = datetime(9999, 1, 1, tzinfo=UTC)
-
-# Only what may pass by itself is tried again; wrong data stay wrong.
-IO_RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 
 
 def code_version(*modules: str) -> str:
@@ -81,7 +79,8 @@ def _ingestion(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     )
     def listens(context: dg.AssetExecutionContext, warehouse: Warehouse, store: ObjectStore) -> Iterator[Any]:
         periods = list(context.partition_keys)
-        report = ingest_listens(spec, periods, warehouse)
+        with mistakes_are_final():
+            report = ingest_listens(spec, periods, warehouse)
         for period in periods:
             counts = {"rows": report.accepted.get(period, 0), "quarantined": report.quarantined.get(period, 0)}
             context.add_asset_metadata(md.numbers(counts), partition_key=period)
@@ -100,7 +99,8 @@ def _ingestion(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     )
     def tracks(context: dg.AssetExecutionContext, warehouse: Warehouse) -> dg.MaterializeResult[pd.DataFrame]:
         """The catalogue: artist, tags, lyrics, explicit flag, release date and markets of every track."""
-        frame, refused = read_tracks(spec, pipeline.period_of_run(spec, context.run.tags), warehouse)
+        with mistakes_are_final():
+            frame, refused = read_tracks(spec, pipeline.period_of_run(spec, context.run.tags), warehouse)
         return dg.MaterializeResult(value=pipeline.as_table(frame), metadata=checks.dimension_metadata(frame, refused))
 
     @dg.asset(
@@ -113,7 +113,8 @@ def _ingestion(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     )
     def users(context: dg.AssetExecutionContext, warehouse: Warehouse) -> dg.MaterializeResult[pd.DataFrame]:
         """Everybody who is owed a playlist, with market and explicit filter."""
-        frame, refused = read_users(spec, pipeline.period_of_run(spec, context.run.tags), warehouse)
+        with mistakes_are_final():
+            frame, refused = read_users(spec, pipeline.period_of_run(spec, context.run.tags), warehouse)
         return dg.MaterializeResult(value=pipeline.as_table(frame), metadata=checks.dimension_metadata(frame, refused))
 
     return [listens, tracks, users]
@@ -202,7 +203,11 @@ def _models(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[ModelVersion]:
         """Tags and lyrics to a place in the collaborative space: new tracks and new artists get one too."""
         trained = pipeline.train_content(
-            spec, pipeline.track_features(spec, warehouse), collaborative_model, models.open(), _tags(context)
+            spec,
+            pipeline.track_features(spec, warehouse, context.partition_key),
+            collaborative_model,
+            models.open(),
+            _tags(context),
         )
         return results.model_result(trained)
 
@@ -229,7 +234,7 @@ def _models(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         trained = pipeline.train_blend(
             spec,
             training_set,
-            pipeline.track_features(spec, warehouse),
+            pipeline.track_features(spec, warehouse, context.partition_key),
             collaborative_model,
             content_model,
             models.open(),
@@ -267,7 +272,7 @@ def _decision(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         """The candidate on held-out listening, beside two baselines and the champion, on the same users."""
         registry = models.open()
         champion = pipeline.current_champion(spec, context.instance, registry)
-        features = pipeline.track_features(spec, warehouse)
+        features = pipeline.track_features(spec, warehouse, context.partition_key)
         judgement = pipeline.judge(spec, training_set, features, blend_model, champion, registry)
         return results.evaluation_result(judgement)
 

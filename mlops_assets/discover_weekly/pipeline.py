@@ -68,9 +68,13 @@ def as_table(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(texts, "string"))
 
 
-def track_features(spec: Spec, warehouse: Warehouse) -> pd.DataFrame:
-    """Return what is known of every track."""
-    return warehouse.query(f"select * from {spec.name}.track_features order by track_id")
+def track_features(spec: Spec, warehouse: Warehouse, period: str) -> pd.DataFrame:
+    """Return what is known of every track that is out by the end of a period."""
+    return warehouse.query(
+        f"select * from {spec.name}.track_features where released is null or released < cast(? as date) "
+        "order by track_id",
+        [spec.periods.shift(period, 1)],
+    )
 
 
 def run_tags(period: str, run_id: str, code: str) -> dict[str, str]:
@@ -90,12 +94,18 @@ def current_champion(spec: Spec, instance: "dg.DagsterInstance", registry: Regis
     return history.champion()
 
 
-def read_split(training_set: Snapshot, learned: str, held_out: str) -> "Split":
-    """Return one part to learn from and one held back, on the same users and the same catalogue."""
+def read_split(training_set: Snapshot, learned: str, held_out: str, features: pd.DataFrame | None = None) -> "Split":
+    """Return one part to learn from and one held back, on the same users and the same catalogue.
+
+    The catalogue is what was played in either part and, where ``features`` are given, every track that they describe.
+    """
     from mlops_assets.discover_weekly.interactions import Split, from_frame
 
     train, pairs = training_set.read(learned), training_set.read(held_out)
-    catalogue = np.unique(np.concatenate([frame["track_id"].to_numpy(dtype=np.str_) for frame in (train, pairs)]))
+    described = [] if features is None else [features]
+    catalogue = np.unique(
+        np.concatenate([frame["track_id"].to_numpy(dtype=np.str_) for frame in (train, pairs, *described)])
+    )
     known = from_frame(train, track_ids=catalogue)
     held = from_frame(pairs.assign(confidence=1.0), user_ids=known.user_ids, track_ids=catalogue)
     return Split(known, held, {})
@@ -116,9 +126,8 @@ def train_collaborative(
     )
     rows: list[dict[str, Any]] = []
     if given.sweep.trials:
-        search = collaborative.SearchSpace(
-            given.sweep.regularization, given.sweep.alpha, (given.factors,), (given.weighting,)
-        )
+        lengths = given.sweep.factors or (given.factors,)
+        search = collaborative.SearchSpace(given.sweep.regularization, given.sweep.alpha, lengths, (given.weighting,))
 
         def report(row: Mapping[str, Any]) -> None:
             tell(f"trial {row['trial'] + 1} of {given.sweep.trials}: nDCG {row['ndcg']:.4f}")
@@ -159,7 +168,7 @@ def train_content(
     from mlops_assets.discover_weekly.collaborative import CollaborativeModel
 
     source = registry.fetch(trained)
-    params = content.ContentParams()
+    params = content.ContentParams(**spec.content.model_dump())
     with _folder() as folder:
         for part in ("model", "inner"):
             fitted = content.fit(features, CollaborativeModel.load(source / part), params)
@@ -199,7 +208,7 @@ def train_blend(
     chosen = choose(
         CollaborativeModel.load(taste / "inner"),
         ContentModel.load(text / "inner"),
-        read_split(training_set, "inner", "validation"),
+        read_split(training_set, "inner", "validation", features),
         features,
         k=spec.evaluation.k,
     )
@@ -280,7 +289,7 @@ def judge(
     """Measure a candidate beside baselines and champion and store the evidence with its version."""
     from mlops_assets.discover_weekly.evaluation import ItemItem, Popular, evaluate
 
-    split, rules = read_split(training_set, "train", "test"), spec.evaluation
+    split, rules = read_split(training_set, "train", "test", features), spec.evaluation
     few = split.train.rows(np.arange(min(split.train.n_users, _ITEM_ITEM_USERS)))
     compared = champion if champion is not None and champion.sha256 != candidate.sha256 else None
     blend = load_blend(registry, candidate)

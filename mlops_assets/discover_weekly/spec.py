@@ -6,9 +6,11 @@ that acts on a setting.
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -34,7 +36,18 @@ class Periods(_Block):
     end: date | None = Field(None, description="First day after the last period; open-ended when absent.")
     timezone: str = Field("UTC", description="Time zone of the period boundaries and of the schedule.")
     hour: int = Field(6, ge=0, le=23, description="Hour of the day at which the schedule runs.")
-    late_after_hours: float = Field(6.0, gt=0, description="Hours after the schedule at which playlists count as late.")
+    late_after_hours: float = Field(
+        6.0, gt=0, le=120, description="Hours after the schedule at which playlists count as late."
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_time_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"{value!r} is no time zone; write one such as UTC or Europe/Stockholm") from error
+        return value
 
     @model_validator(mode="after")
     def _starts_a_period(self) -> "Periods":
@@ -69,6 +82,24 @@ class Data(_Block):
     users: Source | None = Field(None, description="Everybody owed a playlist; when absent, everybody who listened.")
     timed: bool = Field(default=True, description="False when listens carry no time: they are all of the first period.")
 
+    @model_validator(mode="after")
+    def _samples_can_be_made(self) -> "Data":
+        # A misspelt setting of the sample world would else be met only when it is ingested.
+        from mlops_assets.samples.listening import ListeningWorld
+
+        known = {field.name for field in fields(ListeningWorld)} - {"start"}
+        for source in (self.listens, self.tracks, self.users):
+            if not isinstance(source, SampleSource):
+                continue
+            unknown = sorted(set(source.parameters) - known)
+            if unknown:
+                raise ValueError(f"unknown sample setting(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+            try:
+                ListeningWorld(**source.parameters)
+            except (UserError, TypeError) as error:
+                raise ValueError(str(error)) from error
+        return self
+
 
 class Training(_Block):
     """What the models learn from."""
@@ -88,6 +119,7 @@ class Sweep(_Block):
     trials: int = Field(24, ge=0, description="0 takes the values given under `collaborative` as they are.")
     regularization: tuple[float, float] = Field((1.0, 100.0), description="Searched on a logarithmic scale.")
     alpha: tuple[float, float] = Field((1.0, 20.0), description="Searched on a logarithmic scale.")
+    factors: tuple[int, ...] = Field((), description="Lengths tried in turn; only `collaborative.factors` when empty.")
 
 
 class Collaborative(_Block):
@@ -104,7 +136,10 @@ class Collaborative(_Block):
 class Content(_Block):
     """Tags and lyrics to a place in the collaborative model's space."""
 
-    components: int = Field(64, ge=2, le=1024)
+    min_df: int = Field(2, ge=1, description="A term counts when this many tracks have it.")
+    max_features: int = Field(50_000, ge=10, description="Terms kept of tags, and of lyrics.")
+    tags_weight: float = Field(1.0, ge=0)
+    lyrics_weight: float = Field(0.7, ge=0)
 
 
 class EvaluationRules(_Block):
@@ -188,6 +223,8 @@ def load_spec(path: Path) -> Spec:
         raise UserError("there is no such file", where=str(path), remedy="give the path of a spec's YAML file.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path), remedy="make it readable.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot be read as YAML: {error}", where=str(path), remedy="mend the line it names."
