@@ -1,28 +1,23 @@
-"""Where model versions lie: their files in an object store, their numbers and runs in MLflow.
+"""Where model versions lie: their files and records in a folder or an object store.
 
-What belongs here: the immutable record of a version, its hashes, and the two stores behind `Registry`. What
-does not: which version serves, and why (`registry.py`).
+What belongs here: the immutable record of a version, its hashes, and the store behind `Registry`. What does not:
+numbers and runs in MLflow (`_mlflow.py`), which version serves, and why (`_champion.py`).
 
 The object store is the truth: ``<root>/<model>/v<number>/`` holds ``files/``, ``evidence/`` and ``version.json``.
 The record is written last and only once: a version is there whole or not at all, and is read without MLflow.
-MLflow hands out the numbers and shows parameters and metrics.
 """
 
 import hashlib
 import json
-import logging
 import os
-import random
 import re
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from upath import UPath
@@ -36,10 +31,9 @@ from mlops_assets.foundation.files import (
     is_local,
     names_in,
     read_bytes,
+    sha256_hex,
     sha256_of,
 )
-
-T = TypeVar("T")
 
 _CHUNK = 1 << 20
 _EXECUTABLE = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"}
@@ -76,7 +70,7 @@ def _plain(value: object) -> object:
 
 def sha256_of_json(value: object, where: str) -> str:
     """Return the SHA-256 of the canonical JSON of ``value`` in hex."""
-    return hashlib.sha256(json_of(value, where)).hexdigest()
+    return sha256_hex(json_of(value, where))
 
 
 @dataclass(frozen=True)
@@ -120,6 +114,12 @@ class ModelVersion:
     def as_part(self) -> dict[str, Any]:
         """Return what a model that is built from this one records about it."""
         return {"version": self.version, "sha256": self.sha256}
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Return version numbers for a message: the last ten, where there are more."""
+    shown = ", ".join(map(str, numbers[-10:]))
+    return f"…, {shown}" if len(numbers) > 10 else shown
 
 
 def check_model_name(model: str) -> None:
@@ -239,7 +239,7 @@ class FileStore:
     def write_evidence(self, version: ModelVersion, evidence: Mapping[str, Any]) -> str:
         """Store evidence under its own hash and return the hash."""
         data = json_of(evidence, f"evidence of {version}")
-        digest = hashlib.sha256(data).hexdigest()
+        digest = sha256_hex(data)
         create(self._evidence(version, digest), data)
         return digest
 
@@ -254,7 +254,7 @@ class FileStore:
                 where=str(path.parent),
                 remedy="evaluate the version again, or give the hash that attach_evidence returned.",
             ) from None
-        if (found := hashlib.sha256(data).hexdigest()) != digest:
+        if (found := sha256_hex(data)) != digest:
             raise _broken_file(version, path, digest, found)
         evidence: dict[str, Any] = json.loads(data)
         return evidence
@@ -278,157 +278,3 @@ def _broken_file(version: ModelVersion, path: AnyPath, expected: str, found: str
         where=str(path),
         remedy="roll back to another version, or restore the file from a backup.",
     )
-
-
-class Mlflow:
-    """What the registry asks of MLflow: version numbers, one run a version, and the alias ``champion``."""
-
-    ALIAS = "champion"
-    _RETRIES = 8
-
-    def __init__(self, tracking_uri: str) -> None:
-        self.uri = tracking_uri
-        self._client: Any = None
-
-    def number_of(self, model: str, content: str) -> int | None:
-        """Return the lowest version number given to this content, or None."""
-        query = f"name='{model}' and tags.content_sha256='{content}'"
-        found = self._call(lambda client: client.search_model_versions(query))
-        return min((int(version.version) for version in found), default=None)
-
-    def allot(self, version: ModelVersion, content: str, root: AnyPath) -> int:
-        """Open a run and a number; two callers at once with one content both get the lower number."""
-        self._ensure_model(version.model, root)
-        run_id, artifacts = self._call(lambda client: _open_run(client, version.model))
-        self._call(lambda client: _describe_run(client, run_id, version))
-        tags = {name: value[:5000] for name, value in version.tags.items()} | {"content_sha256": content}
-        # A server refuses a local folder as the source unless it is the run's own; the tag names the real one.
-        source = artifacts if is_local(root) else str(root / version.model)
-        made = self._call(
-            lambda client: client.create_model_version(version.model, source=source, run_id=run_id, tags=tags)
-        )
-        number, lowest = int(made.version), self.number_of(version.model, content)
-        if lowest is not None and lowest < number:
-            self.discard(version.model, number)
-            return lowest
-        files = str(root / version.model / f"v{number}" / "files")
-        self._call(lambda client: client.set_model_version_tag(version.model, str(number), "files_uri", files))
-        self._call(lambda client: client.set_tag(run_id, "mlflow.runName", f"{version.model} v{number}"))
-        return number
-
-    def discard(self, model: str, number: int) -> None:
-        """Delete a number that no stored version uses, with its run; MLflow never gives it out again."""
-        run_id = self._call(lambda client: client.get_model_version(model, str(number)).run_id)
-        self._call(lambda client: client.delete_model_version(model, str(number)))
-        self._call(lambda client: client.delete_run(run_id))
-
-    def alias(self, model: str) -> int | None:
-        """Return the version that the alias ``champion`` points to, or None."""
-
-        def read(client: Any) -> int | None:
-            found = client.search_registered_models(filter_string=f"name='{model}'")
-            number = found[0].aliases.get(self.ALIAS) if found else None
-            return int(number) if number is not None else None
-
-        return self._call(read)
-
-    def set_alias(self, model: str, number: int | None) -> None:
-        """Point the alias ``champion`` to a version, or remove it."""
-        if number is None:
-            self._call(lambda client: client.delete_registered_model_alias(model, self.ALIAS))
-        else:
-            self._call(lambda client: client.set_registered_model_alias(model, self.ALIAS, str(number)))
-
-    def _ensure_model(self, model: str, root: AnyPath) -> None:
-        from mlflow.exceptions import MlflowException
-
-        def create(client: Any) -> None:
-            makers: list[Callable[[], object]] = [
-                lambda: client.create_registered_model(model),
-                lambda: client.create_experiment(model, artifact_location=str(root / model)),
-            ]
-            for make in makers:
-                try:
-                    make()
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                        raise
-
-        self._call(create)
-
-    def _call(self, action: Callable[[Any], T]) -> T:
-        """Run ``action`` with the client; wait and repeat while another process holds the SQLite database."""
-        # An MLflow server that is down is reported in seconds; by default the client tries for four minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SADeprecationWarning, SQLAlchemyError
-
-        attempt = 0
-        while True:
-            try:
-                with warnings.catch_warnings():
-                    # MLflow's own tables use a SQLAlchemy loader that 2.1 deprecates.
-                    warnings.filterwarnings("ignore", message=".*noload.*", category=SADeprecationWarning)
-                    return action(self._connected())
-            except (MlflowException, SQLAlchemyError) as error:
-                busy = "database is locked" in str(error) or "Giving up after" in str(error)
-                if not busy or attempt == self._RETRIES:
-                    raise UserError(
-                        f"MLflow cannot answer: {str(error).splitlines()[0][:300]}",
-                        where=self.uri,
-                        remedy="check the tracking address, and that its server or database can be reached.",
-                    ) from error
-            attempt += 1
-            time.sleep(random.uniform(0.5, 1.0) * 0.05 * 2**attempt)  # noqa: S311 (spreads the retries)
-
-    def _connected(self) -> Any:
-        if self._client is None:
-            from mlflow.tracking import MlflowClient
-            from mlflow.utils import file_utils
-
-            for name in ("mlflow.store", "alembic"):
-                if logging.getLogger(name).level == logging.NOTSET:
-                    logging.getLogger(name).setLevel(logging.WARNING)
-            if not self.uri.startswith("sqlite:///"):
-                self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            else:
-                database = Path(self.uri.removeprefix("sqlite:///"))
-                database.parent.mkdir(parents=True, exist_ok=True)
-                # Two processes that create the tables at once would break each other's migrations.
-                with file_utils.ExclusiveFileLock(f"{database}.lock"):
-                    self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        return self._client
-
-
-def _open_run(client: Any, model: str) -> tuple[str, str]:
-    info = client.create_run(client.get_experiment_by_name(model).experiment_id).info
-    return info.run_id, info.artifact_uri
-
-
-def _describe_run(client: Any, run_id: str, version: ModelVersion) -> None:
-    """Log what a version was trained with and finish its run; repeated, it logs the same again."""
-    from mlflow.entities import Metric, Param, RunTag
-
-    now = int(time.time() * 1000)
-    params = [Param(name, str(value)[:6000]) for name, value in _mlflow_names(version.params)]
-    metrics = [Metric(name, float(value), now, 0) for name, value in _mlflow_names(version.metrics)]
-    tags = [RunTag(name, value[:5000]) for name, value in _mlflow_names(version.tags)]
-    # MLflow takes at most 100 parameters and 100 tags in one call.
-    for start in range(0, max(len(params), len(metrics), len(tags), 1), 100):
-        part = slice(start, start + 100)
-        client.log_batch(run_id, metrics=metrics[part], params=params[part], tags=tags[part])
-    client.set_terminated(run_id)
-
-
-def _mlflow_names(values: Mapping[str, T]) -> Iterator[tuple[str, T]]:
-    """Yield the items under names that MLflow takes: ``ndcg@30`` as ``ndcg_at_30``; clashes get a number."""
-    used: set[str] = set()
-    for name, value in values.items():
-        accepted = base = re.sub(r"[^\w./ -]", "_", name.replace("@", "_at_"))[:240].strip("/. ") or "unnamed"
-        count = 1
-        while accepted in used:
-            count += 1
-            accepted = f"{base}_{count}"
-        used.add(accepted)
-        yield accepted, value

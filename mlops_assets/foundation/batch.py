@@ -1,7 +1,8 @@
 """Sharded, resumable batch inference: a ledger of finished shards, and publication that is all or nothing.
 
-What belongs here: jobs, shards, retries, quarantine. What does not: what a shard computes, and how rows are assigned to
-shards (a system decides both); the manifest and the published pointer (publication.py, re-exported here).
+What belongs here: jobs, the records of their shards, quarantine. What does not: what a shard computes, and how rows are
+assigned to shards (a system decides both); the tries of one shard (`_shard_work.py`); the manifest and the published
+pointer (`publication.py`, re-exported here).
 
 On storage, under `<root>/<name>/<partition>/`::
 
@@ -17,7 +18,7 @@ import re
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, Self
@@ -25,6 +26,7 @@ from typing import NamedTuple, Self
 import pyarrow as pa
 
 from mlops_assets.foundation import files
+from mlops_assets.foundation._shard_work import Columns, Compute, Fallback, ShardWork, spelled
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import AnyPath
 from mlops_assets.foundation.lease import Lease
@@ -59,9 +61,6 @@ __all__ = [
     "published",
 ]
 
-Columns = Sequence[Sequence[str]]
-Compute = Callable[[int], pa.Table]
-Fallback = Callable[[int, Exception], pa.Table]
 
 _RECORD = re.compile(r"\d{5,}\.json")
 
@@ -234,12 +233,12 @@ class Ledger:
             records = self._sound_records()
             finished = {shard for shard, record in records.items() if record.status == "done"}
             todo = [shard for shard in range(self.job.shards) if shard not in finished]
-            wanted = None if schema is None else _columns(schema)
+            wanted: Columns | None = None if schema is None else files.columns_of(schema)
             for number, shard in enumerate(todo, start=1):
                 lease.check()
                 if wanted is None:
                     wanted = next((r.columns for r in records.values() if r.status == "done"), None)
-                work = _Work(compute, fallback, attempts, schema, wanted, pause)
+                work = ShardWork(compute, fallback, attempts, schema, wanted, pause)
                 records[shard] = self._shard(shard, work, records.get(shard))
                 if progress is not None:
                     seconds = time.monotonic() - started
@@ -325,11 +324,11 @@ class Ledger:
             sound = list(pool.map(is_sound, records.values()))
         return {shard: r for (shard, r), ok in zip(records.items(), sound, strict=True) if ok}
 
-    def _shard(self, shard: int, work: "_Work", before: ShardRecord | None) -> ShardRecord:
+    def _shard(self, shard: int, work: ShardWork, before: ShardRecord | None) -> ShardRecord:
         started = time.monotonic()
         table, error, tried = work.compute_shard(shard)
-        if table is not None and work.wanted is not None and _columns(table.schema) != work.wanted:
-            raise self._other_columns(shard, _columns(table.schema), work.wanted)
+        if table is not None and work.wanted is not None and files.columns_of(table.schema) != work.wanted:
+            raise self._other_columns(shard, files.columns_of(table.schema), work.wanted)
         status: Status = "done"
         text = detail = None
         if error is not None:
@@ -366,11 +365,11 @@ class Ledger:
         sha256 = files.sha256_hex(data)
         file = f"jobs/{self._id}/shards/{shard:05d}-{sha256[:16]}.parquet"
         files.write_atomic(self._folder / file, data)
-        return _Stored(table.num_rows, file, sha256, len(data), _columns(table.schema))
+        return _Stored(table.num_rows, file, sha256, len(data), files.columns_of(table.schema))
 
     def _other_columns(self, shard: int, found: Columns, wanted: Columns) -> UserError:
         return UserError(
-            f"shard {shard} has the columns {_spelled(found)}, the others have {_spelled(wanted)}",
+            f"shard {shard} has the columns {spelled(found)}, the others have {spelled(wanted)}",
             where=str(self._home),
             remedy="return the same columns and types from every shard, or pass `schema` to `run` to cast them.",
         )
@@ -386,67 +385,8 @@ class _Stored(NamedTuple):
     columns: Columns
 
 
-@dataclass(frozen=True)
-class _Work:
-    """How one shard is tried."""
-
-    compute: Compute
-    fallback: Fallback | None
-    attempts: int
-    schema: pa.Schema | None
-    wanted: Columns | None
-    pause: float
-
-    def compute_shard(self, shard: int) -> tuple[pa.Table | None, Exception | None, int]:
-        tried = 0
-        while True:
-            tried += 1
-            try:
-                return self._conform(self.compute(shard)), None, tried
-            except UserError:
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever a shard raises is recorded, and the others go on
-                _stop_if_full(shard, error)
-                allowed = self.attempts if isinstance(error, OSError) else min(2, self.attempts)
-                if tried >= allowed:
-                    return None, error, tried
-                if isinstance(error, OSError):
-                    time.sleep(self.pause * 2 ** (tried - 1))
-
-    def fall_back(self, shard: int, error: Exception) -> tuple[pa.Table | None, Exception | None]:
-        if self.fallback is None:
-            return None, None
-        try:
-            table = self._conform(self.fallback(shard, error))
-        except UserError:
-            raise
-        except Exception as second:  # noqa: BLE001 - as above
-            _stop_if_full(shard, second)
-            return None, second
-        if self.wanted is not None and _columns(table.schema) != self.wanted:
-            return None, ValueError(f"columns {_spelled(_columns(table.schema))} instead of {_spelled(self.wanted)}")
-        return table, None
-
-    def _conform(self, table: pa.Table) -> pa.Table:
-        if not isinstance(table, pa.Table):
-            raise UserError(
-                f"a shard's rows came as {type(table).__name__}",
-                where="the function given to Ledger.run",
-                remedy="return a pyarrow.Table, for example pa.Table.from_pandas(frame, preserve_index=False).",
-            )
-        if self.schema is None:
-            return table
-        if set(table.column_names) != set(self.schema.names):
-            raise ValueError(f"columns {table.column_names} instead of {self.schema.names}")
-        return table.select(self.schema.names).cast(self.schema)
-
-
 def _job_id(fingerprint: str, shards: int) -> str:
     return files.sha256_hex(files.canonical_json([fingerprint, shards]))[:20]
-
-
-def _columns(schema: pa.Schema) -> Columns:
-    return [[column.name, str(column.type)] for column in schema]
 
 
 def _record(data: bytes) -> ShardRecord | None:
@@ -456,17 +396,5 @@ def _record(data: bytes) -> ShardRecord | None:
         return None
 
 
-def _stop_if_full(shard: int, error: Exception) -> None:
-    # Every later shard would fail the same way and fall back: a mended disk is better than an old result for all.
-    if files.is_full_or_read_only(error):
-        raise UserError(
-            f"cannot write: {error}", where=f"shard {shard}", remedy="make room, then run again."
-        ) from error
-
-
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-
-
-def _spelled(columns: Columns) -> str:
-    return ", ".join(f"{name} {kind}" for name, kind in columns)

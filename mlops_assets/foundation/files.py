@@ -321,6 +321,11 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def columns_of(schema: pa.Schema) -> list[list[str]]:
+    """Return a table's columns as [name, Arrow type], as manifests and records hold them."""
+    return [[column.name, str(column.type)] for column in schema]
+
+
 def write_parquet(sink: IO[bytes], schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Write rows as Parquet so that equal rows give equal bytes, however they were cut into batches.
 

@@ -1,22 +1,89 @@
-"""How model versions and batch results travel from one asset to the next: as pointers, never as copies.
+"""How snapshots, model versions and batch results travel from one asset to the next: as pointers, never as copies.
 
-What belongs here: the pointer of an asset's partition. What does not: the files of a version (registry.py) or of a
-batch (publication.py).
+What belongs here: the pointer of an asset's partition. What does not: what it points to, which is a snapshot
+(`snapshots.py`), the files of a version (`registry.py`) or of a batch (`publication.py`).
+
+A pointer is the file `<root>/_pointers/<asset key>/partition-<key>.json`, or `asset.json` without partitions.
 """
 
 import json
+import re
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
+import pandas as pd
+import pyarrow as pa
 from pydantic import Field
 from upath import UPath
 
+from mlops_assets.foundation import files
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.files import write_atomic
 from mlops_assets.foundation.publication import Manifest, partition_folder, read_manifest
 from mlops_assets.foundation.registry import ModelVersion
 from mlops_assets.foundation.resources import ModelRegistry
+from mlops_assets.foundation.snapshots import Snapshot, SnapshotStore, Source
+
+
+class SnapshotIOManager(dg.ConfigurableIOManager):
+    """Passes snapshots, frames and Arrow tables from asset to asset; earlier materializations are never overwritten.
+
+    A small pointer for each asset and partition says which snapshot it is. An input annotated `Snapshot`,
+    `pd.DataFrame` or `pa.Table` gets that; over several partitions, a dictionary by partition key.
+    """
+
+    root: str = Field(description="Folder or URL, such as s3://bucket/snapshots, that holds snapshots and pointers.")
+
+    def handle_output(self, context: dg.OutputContext, obj: Snapshot | pd.DataFrame | pa.Table) -> None:
+        """Save a frame or table as a snapshot with the one table `data`, and point the partition to the snapshot."""
+        where = context.asset_key.to_user_string()
+        partition = _one_partition(context)
+        store, kind = SnapshotStore(self.root), "snapshot"
+        if not isinstance(obj, Snapshot):
+            if not isinstance(obj, pd.DataFrame | pa.Table):
+                raise UserError(
+                    f"cannot store a {type(obj).__name__}", where=where, remedy="return a Snapshot or a DataFrame."
+                )
+            kind = "frame" if isinstance(obj, pd.DataFrame) else "arrow"
+            name = "/".join(re.sub(r"[^A-Za-z0-9._-]", "-", part) for part in context.asset_key.path)
+            tables: dict[str, Source] = {"data": obj}
+            obj = store.save(name, tables)
+        pointer = {"name": obj.name, "sha256": obj.sha256, "at": store.place_of(obj), "kind": kind}
+        _point(self.root, context, partition, pointer)
+        context.add_output_metadata(
+            {"sha256": obj.sha256, "rows": obj.rows, "uri": obj.uri, "dagster/row_count": obj.rows}
+        )
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Return what the upstream asset's partition (or partitions, as a dictionary) points to."""
+        wanted, many = _wanted(context.dagster_type.typing_type)
+        if not context.has_asset_partitions:
+            return self._one(context, None, wanted)
+        keys = list(context.asset_partition_keys)
+        if len(keys) == 1 and not many:
+            return self._one(context, keys[0], wanted)
+        if not keys and not many:
+            return None
+        return {key: self._one(context, key, wanted) for key in keys}
+
+    def _one(self, context: dg.InputContext, partition: str | None, wanted: Any) -> Any:
+        pointer = _pointed(self.root, context, partition)
+        snapshot = SnapshotStore(self.root).at(pointer["at"], pointer["name"])
+        given = {"snapshot": Snapshot, "frame": pd.DataFrame, "arrow": pa.Table}[pointer["kind"]]
+        kind = given if wanted is Any else wanted
+        if kind is Snapshot:
+            return snapshot
+        if kind is not pd.DataFrame and kind is not pa.Table:
+            raise UserError(
+                f"cannot load a snapshot as {kind}",
+                where=_place(context, partition),
+                remedy="annotate the input Snapshot or pd.DataFrame.",
+            )
+        table = next(iter(snapshot.tables)) if len(snapshot.tables) == 1 else "data"
+        return snapshot.arrow(table) if kind is pa.Table else snapshot.read(table)
 
 
 @dataclass(frozen=True)
@@ -39,20 +106,14 @@ class VersionIOManager(dg.ConfigurableIOManager):
         pointer: dict[str, Any] = {"model": version.model, "version": version.version, "sha256": version.sha256}
         if isinstance(obj, Judged):
             pointer["evidence_sha256"] = obj.evidence_sha256
-        write_atomic(self._path(context), json.dumps(pointer, indent=1, sort_keys=True).encode())
+        _point(self.root, context, _one_partition(context), pointer)
 
     def load_input(self, context: dg.InputContext) -> ModelVersion | Judged:
         """Return what the partition points to; the version is read from the registry."""
-        path = self._path(context)
-        if not path.exists():
-            raise _not_materialized(context)
-        pointer = json.loads(path.read_bytes())
+        pointer = _pointed(self.root, context, _one_partition(context))
         version = self.models.open().get(pointer["model"], pointer["version"])
         evidence = pointer.get("evidence_sha256")
         return Judged(version, evidence) if evidence else version
-
-    def _path(self, context: dg.OutputContext | dg.InputContext) -> UPath:
-        return _pointer(self.root, context)
 
 
 class ManifestIOManager(dg.ConfigurableIOManager):
@@ -63,30 +124,59 @@ class ManifestIOManager(dg.ConfigurableIOManager):
     def handle_output(self, context: dg.OutputContext, obj: Manifest) -> None:
         """Point the asset's partition to a manifest."""
         pointer = {"name": obj.name, "partition": obj.partition, "manifest_sha256": obj.sha256}
-        write_atomic(self._path(context), json.dumps(pointer, indent=1, sort_keys=True).encode())
+        _point(self.root, context, _one_partition(context), pointer)
 
     def load_input(self, context: dg.InputContext) -> Manifest:
         """Return the manifest that the partition points to."""
-        path = self._path(context)
-        if not path.exists():
-            raise _not_materialized(context)
-        pointer = json.loads(path.read_bytes())
+        pointer = _pointed(self.root, context, _one_partition(context))
         folder = partition_folder(self.root, pointer["name"], pointer["partition"])
         return read_manifest(folder, pointer["manifest_sha256"])
 
-    def _path(self, context: dg.OutputContext | dg.InputContext) -> UPath:
-        return _pointer(self.root, context)
+
+def _point(root: str, context: dg.OutputContext, partition: str | None, pointer: Mapping[str, Any]) -> None:
+    files.write_atomic(_pointer(root, context, partition), files.canonical_json(pointer))
 
 
-def _pointer(root: str, context: dg.OutputContext | dg.InputContext) -> UPath:
-    partition = context.asset_partition_key if context.has_asset_partitions else "all"
-    return UPath(root).joinpath("pointers", *context.asset_key.path, f"{partition}.json")
+def _pointed(root: str, context: dg.InputContext, partition: str | None) -> dict[str, Any]:
+    try:
+        pointer: dict[str, Any] = json.loads(files.read_bytes(_pointer(root, context, partition)))
+    except FileNotFoundError as error:
+        where = _place(context, partition)
+        raise UserError("has not been materialized", where=where, remedy="materialize it first.") from error
+    return pointer
 
 
-def _not_materialized(context: dg.InputContext) -> UserError:
-    partition = f", partition {context.asset_partition_key}" if context.has_asset_partitions else ""
-    return UserError(
-        "has not been materialized",
-        where=f"{context.asset_key.to_user_string()}{partition}",
-        remedy="materialize it first.",
-    )
+def _pointer(root: str, context: dg.OutputContext | dg.InputContext, partition: str | None) -> UPath:
+    parts = [quote(part, safe="") for part in context.asset_key.path]
+    name = "asset" if partition is None else f"partition-{quote(partition, safe='')}"
+    return UPath(root).joinpath("_pointers", *parts, f"{name}.json")
+
+
+def _one_partition(context: dg.OutputContext | dg.InputContext) -> str | None:
+    """Return the partition that one pointer is for, None for an asset without partitions."""
+    if not context.has_asset_partitions:
+        return None
+    keys = list(context.asset_partition_keys)
+    if len(keys) != 1:
+        way = "output" if isinstance(context, dg.OutputContext) else "input"
+        raise UserError(
+            f"one {way} for {len(keys)} partitions",
+            where=context.asset_key.to_user_string(),
+            remedy="run one partition at a time (BackfillPolicy.multi_run).",
+        )
+    return keys[0]
+
+
+def _place(context: dg.InputContext, partition: str | None) -> str:
+    return context.asset_key.to_user_string() + (f", partition {partition}" if partition else "")
+
+
+def _wanted(annotation: Any) -> tuple[Any, bool]:
+    """Return the class that an input asks for (Any: whatever was given) and whether it takes a dictionary of them."""
+    many = typing.get_origin(annotation) in (dict, Mapping)
+    if many:
+        annotation = typing.get_args(annotation)[-1]
+    options = [option for option in typing.get_args(annotation) if option is not type(None)]
+    if len(options) == 1:
+        annotation = options[0]
+    return annotation, many

@@ -29,7 +29,7 @@ def table(frame: pd.DataFrame, *, rows: int = MAX_ROWS, digits: int = 4) -> dg.T
 
 
 def _cell(value: Any, digits: int) -> str | int | float | bool | None:
-    if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool | np.bool_):
         return bool(value)

@@ -10,10 +10,9 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -26,27 +25,6 @@ from mlops_assets.foundation.errors import UserError
 PROJECT = Path(batch.__file__).parents[2]
 WEEK = "2026-11-16"
 INPUTS = {"model": "a" * 64, "histories": "b" * 64}
-
-
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["local", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
-    if request.param == "local":
-        return UPath(tmp_path / "store")
-    endpoint = request.getfixturevalue("s3_endpoint")
-    path = UPath(f"s3://bucket-{uuid4().hex}", endpoint_url=endpoint, key="key", secret="secret")
-    path.fs.mkdir(path.path)
-    return path
 
 
 def rows_of(shard: int, run_id: str = "run-1") -> pa.Table:

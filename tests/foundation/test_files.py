@@ -4,9 +4,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 import pytest
@@ -14,24 +12,6 @@ from upath import UPath
 
 from mlops_assets.foundation import files
 from mlops_assets.foundation.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3_endpoint: str) -> UPath:
-    path = UPath(f"s3://bucket-{uuid4().hex}", endpoint_url=s3_endpoint, key="key", secret="secret")
-    path.fs.mkdir(path.path)
-    return path
 
 
 @pytest.fixture(params=["path", "file-url", "s3"])

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from mlops_assets.foundation import sources
+from mlops_assets.foundation import _delimited_text, _warehouse_tables
 from mlops_assets.foundation.contracts import UNREADABLE, Column, Contract, TimeFormat, ingest
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.sources import Chunk, FilesSource, SampleSource, Source, TableSource, read
@@ -89,8 +89,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
 
 
 def test_a_multibyte_character_on_the_edge_of_a_block_is_read_whole(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", 64)
-    monkeypatch.setattr(sources, "_HEAD_BYTES", 31)
+    monkeypatch.setattr(_delimited_text, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(_delimited_text, "_HEAD_BYTES", 31)
     lines = [f"u{n},{'å' * (n % 9)}x,{n}" for n in range(300)]
     write(tmp_path, "userId,trackId,n\n" + "\n".join(lines))
 
@@ -99,8 +99,8 @@ def test_a_multibyte_character_on_the_edge_of_a_block_is_read_whole(tmp_path: Pa
 
 @pytest.mark.parametrize("separator", ["::", ";", "\t", "\\t", "|", "¦"])
 def test_separators_of_any_length(tmp_path: Path, separator: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", 31)
-    monkeypatch.setattr(sources, "_HEAD_BYTES", 31)
+    monkeypatch.setattr(_delimited_text, "_BLOCK_BYTES", 31)
+    monkeypatch.setattr(_delimited_text, "_HEAD_BYTES", 31)
     write(
         tmp_path,
         "\n".join([f"u{n},t:{n},{n}".replace(",", separator.replace("\\t", "\t")) for n in range(50)]),
@@ -153,7 +153,7 @@ def test_many_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("block_bytes", [24, 16 << 20])
 def test_unreadable_lines_keep_their_place_and_their_text(tmp_path: Path, monkeypatch: Any, block_bytes: int) -> None:
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(_delimited_text, "_BLOCK_BYTES", block_bytes)
     write(tmp_path, "userId,trackId,n\n1,a,1\n2,b\n\n3,c,3\n4,d,4,5\n5,e,5\n6\n")
     contract = Contract("listens", (Column("user_id", "text"), Column("track_id", "text"), Column("plays", "number")))
 
@@ -176,7 +176,7 @@ def test_an_unreadable_line_survives_a_filter(tmp_path: Path) -> None:
 
 
 def test_a_file_of_nothing_but_unreadable_lines_is_given_up(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sources, "_PENDING_LINES", 5)
+    monkeypatch.setattr(_delimited_text, "_PENDING_LINES", 5)
     write(tmp_path, "userId,trackId,n\n" + "1;2;3\n" * 10)
     assert "has over 5 lines" in error_of(tmp_path)
 
@@ -189,7 +189,7 @@ def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(tmp_path: Path
 
 
 def test_a_record_longer_than_a_block_is_named(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(_delimited_text, "_BLOCK_BYTES", 100)
     write(tmp_path, "userId,trackId,n\n1,2,3\n1," + "x" * 1000 + ",3\n")
     assert "a record longer than" in error_of(tmp_path)
 
@@ -462,7 +462,7 @@ def test_an_empty_table_gives_one_empty_chunk(warehouse: DuckWarehouse) -> None:
 
 
 def test_a_table_name_is_split_at_dots_outside_quotes() -> None:
-    assert sources._quoted_table('raw.my listens."a.b"') == 'raw."my listens"."a.b"'
+    assert _warehouse_tables._quoted_table('raw.my listens."a.b"') == 'raw."my listens"."a.b"'
     with pytest.raises(ValidationError):
         TableSource(table='x"; drop table y; --')
 
@@ -471,47 +471,41 @@ def test_a_table_name_is_split_at_dots_outside_quotes() -> None:
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[dict[str, Any]]:
+def listens_on_s3(s3_endpoint: str) -> dict[str, Any]:
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    settings = {"endpoint_url": endpoint, "key": "${S3_TEST_KEY:-test}", "secret": "test"}
+    settings = {"endpoint_url": s3_endpoint, "key": "${S3_TEST_KEY:-test}", "secret": "test"}
     client = boto3.client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
+        "s3", endpoint_url=s3_endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
     )
     client.create_bucket(Bucket="listens")
     client.put_object(Bucket="listens", Key="2026/a.csv.gz", Body=gzip.compress(CSV.encode()))
     client.put_object(Bucket="listens", Key="2026/b.csv", Body=CSV.encode())
-    yield settings | {"client": client}
-    server.stop()
+    return settings | {"client": client}
 
 
-def s3_block(path: str, bucket: dict[str, Any]) -> FilesSource:
-    options = {key: value for key, value in bucket.items() if key != "client"}
+def s3_block(path: str, listens_on_s3: dict[str, Any]) -> FilesSource:
+    options = {key: value for key, value in listens_on_s3.items() if key != "client"}
     return block(path, storage_options=options)
 
 
-def test_files_on_s3_are_found_by_pattern_and_read(tmp_path: Path, bucket: dict[str, Any]) -> None:
-    found = chunks_of(tmp_path, s3_block("s3://listens/2026/*", bucket))
+def test_files_on_s3_are_found_by_pattern_and_read(tmp_path: Path, listens_on_s3: dict[str, Any]) -> None:
+    found = chunks_of(tmp_path, s3_block("s3://listens/2026/*", listens_on_s3))
     assert [where for _, _, where in found] == ["s3://listens/2026/a.csv.gz", "s3://listens/2026/b.csv"]
     assert found[0][0].equals(found[1][0])
 
 
-def test_a_file_that_comes_later_is_found_too(tmp_path: Path, bucket: dict[str, Any]) -> None:
-    source = s3_block("s3://listens/late/*.csv", bucket)
-    bucket["client"].put_object(Bucket="listens", Key="late/a.csv", Body=CSV.encode())
+def test_a_file_that_comes_later_is_found_too(tmp_path: Path, listens_on_s3: dict[str, Any]) -> None:
+    source = s3_block("s3://listens/late/*.csv", listens_on_s3)
+    listens_on_s3["client"].put_object(Bucket="listens", Key="late/a.csv", Body=CSV.encode())
     assert len(chunks_of(tmp_path, source)) == 1
-    bucket["client"].put_object(Bucket="listens", Key="late/b.csv", Body=CSV.encode())
+    listens_on_s3["client"].put_object(Bucket="listens", Key="late/b.csv", Body=CSV.encode())
     assert len(chunks_of(tmp_path, source)) == 2
 
 
 @pytest.mark.parametrize("path", ["s3://listens/none/*.csv", "s3://no-such-bucket/a.csv", "s3://no-such-bucket/*.csv"])
-def test_what_is_not_on_s3_is_named(tmp_path: Path, bucket: dict[str, Any], path: str) -> None:
-    assert error_of(tmp_path, s3_block(path, bucket)).startswith(path)
+def test_what_is_not_on_s3_is_named(tmp_path: Path, listens_on_s3: dict[str, Any], path: str) -> None:
+    assert error_of(tmp_path, s3_block(path, listens_on_s3)).startswith(path)
 
 
 def test_an_endpoint_that_does_not_answer_is_named(tmp_path: Path) -> None:

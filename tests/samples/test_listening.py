@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pandas.testing import assert_frame_equal
 
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.samples import listening
+from mlops_assets.samples import _listening_draws as draws
+from mlops_assets.samples._listening_world import World
 from mlops_assets.samples.listening import DIRT_KINDS, MARKETS, ListeningWorld
 
 WORLD = ListeningWorld(users=600)
@@ -71,12 +72,12 @@ def test_every_week_and_every_block_of_users_has_random_streams_of_its_own(
 ) -> None:
     streams: dict[str, set[tuple[int, ...]]] = {}
 
-    def recorded(world: ListeningWorld, purpose: listening._Purpose, *key: int) -> np.random.Generator:
+    def recorded(world: World, purpose: draws.Purpose, *key: int) -> np.random.Generator:
         streams.setdefault(purpose.name, set()).add(key)
         return original(world, purpose, *key)
 
-    original = listening._stream
-    monkeypatch.setattr(listening, "_stream", recorded)
+    original = draws.stream
+    monkeypatch.setattr(draws, "stream", recorded)
     for week in (0, 1):
         week_of_listens(WIDE, week)
     weeks_and_blocks = {(week, block) for week in (0, 1) for block in (0, 1, 2)}

@@ -1,0 +1,72 @@
+"""Small pictures: short enough for the page, whatever the numbers are."""
+
+import base64
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from mlops_assets.foundation.plots import as_markdown, intervals, sparkline
+
+
+def _points(svg: str) -> list[tuple[int, int]]:
+    path = ET.fromstring(svg).find("{http://www.w3.org/2000/svg}path")
+    assert path is not None
+    return [(int(x), int(y)) for x, y in re.findall(r"[ML](-?\d+) (-?\d+)", path.attrib["d"])]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40, 41, 1_000])
+def test_a_line_shows_inline_however_long_the_series(count: int) -> None:
+    svg = sparkline([math.sin(at) * 1e6 for at in range(count)])
+    assert len(as_markdown(svg, "coverage over time")) < 1_000
+    assert len(_points(svg)) == min(count, 40)
+
+
+def test_a_line_goes_up_where_the_numbers_do() -> None:
+    heights = [y for _, y in _points(sparkline([1, 2, 3]))]
+    assert heights == sorted(heights, reverse=True)
+    assert len(set(heights)) == 3
+
+
+def test_a_line_stays_inside_its_picture() -> None:
+    for x, y in _points(sparkline([-1e12, 0, 1e12, 5], width=100, height=20)):
+        assert 0 <= x <= 100
+        assert 0 <= y <= 20
+
+
+def test_a_long_line_keeps_its_last_value() -> None:
+    svg = sparkline([0.0] * 999 + [1.0])
+    circle = ET.fromstring(svg).find("{http://www.w3.org/2000/svg}circle")
+    assert circle is not None
+    assert circle.attrib["cy"] == "4"
+
+
+def test_what_is_not_finite_leaves_a_gap() -> None:
+    svg = sparkline([1, math.nan, 2, 3, math.inf, 4])
+    assert len(_points(svg)) == 4
+    assert svg.count("M") == 3
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [math.inf, -math.inf]])
+def test_nothing_to_draw_is_an_empty_picture(values: list[float]) -> None:
+    assert list(ET.fromstring(sparkline(values))) == []
+
+
+def test_a_constant_series_is_a_level_line() -> None:
+    assert len({y for _, y in _points(sparkline([3.0, 3.0, 3.0]))}) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 4, 12])
+def test_intervals_are_a_picture_that_the_event_log_can_bear(rows: int) -> None:
+    drawn = intervals({f"contestant {at}": (at / 10, at / 10 - 0.02, at / 10 + 0.03) for at in range(rows)}, title="nDCG@10", axis="nDCG")  # fmt: skip
+    assert drawn.startswith(b"\x89PNG\r\n")
+    assert 1_000 < len(drawn) <= 30_000
+
+
+def test_pictures_are_embedded_in_markdown() -> None:
+    svg, png = sparkline([1, 2]), b"\x89PNG"
+    assert as_markdown(png, "chart") == f"![chart](data:image/png;base64,{base64.b64encode(png).decode()})"
+    found = re.fullmatch(r"!\[line\]\(data:image/svg\+xml;base64,(.*)\)", as_markdown(svg, "line"))
+    assert found is not None
+    assert base64.b64decode(found[1]).decode() == svg
