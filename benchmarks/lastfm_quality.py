@@ -5,7 +5,7 @@ What belongs here: the protocol on real data and its tables. What does not: spee
     python -m benchmarks.lastfm_quality [--data ../shared/data] [--trials 24] [--only lastfm|cold|movielens]
 
 * lastfm: HetRec 2011 Last.fm, artists as tracks. Each user's artists 80/20 at random (seed 42); hyper-parameters and
-  the blend are chosen on 80/20 of the training part. Tags are content, once without the assignments of held-out (user,
+  blend are chosen on 80/20 of the training part. Tags are content, once without the assignments of held-out (user,
   artist) pairs and once with them, which shows what that leak is worth.
 * cold: a fifth of the artists with at least 5 listeners and a tag is taken out of all histories and ranked by content
   alone, for users whose own tags were not used.
@@ -27,7 +27,7 @@ import pandas as pd
 
 from mlops_assets.discover_weekly import blend, collaborative, content
 from mlops_assets.discover_weekly.blend import BlendModel
-from mlops_assets.discover_weekly.collaborative import CollaborativeParams, SearchSpace
+from mlops_assets.discover_weekly.collaborative import CollaborativeParams
 from mlops_assets.discover_weekly.evaluation import Evaluation, ItemItem, Popular, evaluate
 from mlops_assets.discover_weekly.interactions import (
     Interactions,
@@ -39,6 +39,7 @@ from mlops_assets.discover_weekly.interactions import (
     split_time,
 )
 from mlops_assets.discover_weekly.metrics import accuracy, bootstrap, paired_bootstrap
+from mlops_assets.discover_weekly.sweep import SearchSpace, sweep
 
 MOVIELENS_CHOICE, MOVIELENS_YEARS = (2004, 36), range(2007, 2019)
 
@@ -104,7 +105,7 @@ def show(title: str, result: Evaluation) -> None:
 
 def run(title: str, outer: Split, inner: Split, tracks: pd.DataFrame, trials: int) -> CollaborativeParams:
     with timed(f"sweep of {trials} trials"):
-        found = collaborative.sweep(inner.train, validation=inner.held_out, search=SearchSpace(), trials=trials)
+        found = sweep(inner.train, validation=inner.held_out, search=SearchSpace(), trials=trials)
     print(found.table.sort_values("ndcg", ascending=False).head(5).round(4).to_string(index=False))
     blended(title, outer, inner, tracks, found.best)
     return found.best
@@ -197,7 +198,7 @@ def run_movielens(folder: Path, trials: int) -> None:
     genres = movies["genres"].str.replace(" ", "_").str.replace("|", " ")
     tracks = pd.DataFrame({"track_id": movies["movieId"].map("{:06d}".format), "tags": genres})
     inner = by_time(*MOVIELENS_CHOICE)
-    found = collaborative.sweep(inner.train, validation=inner.held_out, trials=trials)
+    found = sweep(inner.train, validation=inner.held_out, trials=trials)
     early = collaborative.fit(inner.train, found.best)
     choice = blend.choose(early, content.fit(tracks, early), inner, tracks)
     print(f"\nmovielens: chosen {found.best}\n  {choice.params}")

@@ -116,7 +116,8 @@ def implicit_peer(batch: PlaylistBatch, users: int) -> float:
 
     frame = batch.inputs.read(shard_name(0)).head(users)
     recommender = batch._recommender(batch.model)
-    history, exclude = recommender._matrices(frame, pd.DataFrame({"user_id": [], "track_id": []}, dtype=object))
+    nothing = pd.DataFrame({"user_id": [], "track_id": []}, dtype=object)
+    history, exclude = recommender._history(frame), recommender._excluded(frame, nothing)
     peer = AlternatingLeastSquares(factors=64, regularization=10.0, alpha=5.0)
     peer.item_factors = np.array(recommender._items.vectors)
     start = time.perf_counter()

@@ -69,7 +69,7 @@ def listens_results(
         "few_rows_in_quarantine",
         key,
         "passed" if share <= bound else "failed",
-        f"{report.quarantined_rows} of {report.accepted_rows + report.quarantined_rows} rows ({share:.2%}) are in quarantine.",
+        f"{report.quarantined_rows} rows ({share:.2%}) are in quarantine, {report.accepted_rows} are accepted.",
         {
             "share": share,
             "bound": bound,
@@ -220,8 +220,8 @@ def _known_tracks(spec: Spec, key: dg.AssetKey, periods: Sequence[str], warehous
         [periods[0], periods[-1]],
     )
     words = (
-        f"{len(unknown)} tracks ({int(unknown['listens'].sum())} listens) are not in the catalogue: they are learned from, "
-        "but not recommended until the catalogue has them."
+        f"{len(unknown)} tracks ({int(unknown['listens'].sum())} listens) are not in the catalogue: "
+        "they are learned from, but not recommended until the catalogue has them."
         if len(unknown)
         else "Every track that was played is in the catalogue."
     )
