@@ -8,12 +8,13 @@ import os
 
 __version__ = "0.1.0"
 
-for _name, _value in {
+TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
     "WHYLOGS_NO_ANALYTICS": "1",
     "DAGSTER_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
     "EVIDENTLY_DISABLE_TELEMETRY": "1",
-}.items():
+}
+for _name, _value in TELEMETRY_OFF.items():
     os.environ.setdefault(_name, _value)

@@ -49,7 +49,7 @@ def code_version(*modules: str) -> str:
 
 def _tags(context: dg.AssetExecutionContext) -> dict[str, str]:
     code = context.assets_def.code_versions_by_key.get(context.asset_key) or "unknown"
-    return pipeline.run_tags(context.partition_key, context.run_id, code)
+    return pipeline.run_tags(context.partition_key, context.run.run_id, code)
 
 
 def build_assets(spec: Spec) -> list[dg.AssetsDefinition]:
@@ -173,7 +173,7 @@ def _models(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         owners=RECOMMENDATIONS,
         group_name=names.group("recommendations"),
         kinds={"python", "mlflow"},
-        code_version=code_version("collaborative", "interactions", "metrics"),
+        code_version=code_version("collaborative", "interactions", "metrics", "sweep"),
         automation_condition=on_team_change(),
         **common,
     )
@@ -282,7 +282,7 @@ def _decision(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[None]:
         """Which version serves, since when and why: promoted, kept, or blocked by a gate, judged on stored evidence."""
         history = ChampionHistory(context.instance, spec.name, models.open(), pipeline.blend_name(spec))
-        record, gates = pipeline.decide_champion(spec, history, evaluation, by=f"run {context.run_id}")
+        record, gates = pipeline.decide_champion(spec, history, evaluation, by=f"run {context.run.run_id}")
         return results.champion_result(spec, record, history, gates)
 
     return [evaluation, champion]
@@ -316,7 +316,7 @@ def _delivery(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         registry = models.open()
         champion = pipeline.current_champion(spec, context.instance, registry)
         batch = PlaylistBatch(spec, context.partition_key, batch_inputs, store.path(), registry, champion)
-        manifest, outcome = batch.write(context.run_id, context.log.info)
+        manifest, outcome = batch.write(context.run.run_id, context.log.info)
         findings = batch.judge(manifest)
         shown = results.playlists_metadata(batch, manifest, outcome, findings)
         yield dg.MaterializeResult(value=manifest, metadata=shown)

@@ -15,12 +15,13 @@ from mlops_assets.discover_weekly.spec import Spec
 
 def freshness_of(spec: Spec) -> dg.FreshnessPolicy:
     """Return when a period's playlists count as late."""
-    late = spec.periods.hour + spec.periods.late_after_hours
-    minute, hour = int(late % 1 * 60), min(int(late), 23)
-    days = "* * 1" if spec.periods.cadence == "weekly" else "1 * *"
+    minutes = round((spec.periods.hour + spec.periods.late_after_hours) * 60)
+    days, rest = divmod(minutes, 24 * 60)
+    day = f"* * {1 + days}" if spec.periods.cadence == "weekly" else f"{1 + days} * *"
     return dg.FreshnessPolicy.cron(
-        deadline_cron=f"{minute} {hour} {days}",
-        lower_bound_delta=timedelta(hours=hour + minute / 60),
+        deadline_cron=f"{rest % 60} {rest // 60} {day}",
+        # From the first minute after the period: what was published before is about an earlier one.
+        lower_bound_delta=timedelta(minutes=minutes),
         timezone=spec.periods.timezone,
     )
 
@@ -43,12 +44,11 @@ def on_team_change() -> "dg.AutomationCondition[Any]":
     return asked
 
 
-def refresh_job(spec: Spec, names: Names, selection: dg.AssetSelection) -> object:
+def refresh_job(spec: Spec, selection: dg.AssetSelection) -> object:
     """Return the job that makes one period from its listens to its published playlists."""
     return dg.define_asset_job(
         f"{spec.name}_refresh",
         selection=selection,
-        partitions_def=names.partitions,
         description="One period, from its listens to its published playlists.",
         tags={"system": spec.name},
     )
@@ -62,7 +62,6 @@ def ingest_job(spec: Spec, names: Names) -> object:
     return dg.define_asset_job(
         f"{spec.name}_ingest",
         selection=dg.AssetSelection.assets(*[names.key(asset) for asset in up_to_features]),
-        partitions_def=names.partitions,
         description="Listens, tracks, users and features of any range of periods, without training.",
         tags={"system": spec.name},
     )

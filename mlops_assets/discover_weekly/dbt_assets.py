@@ -5,9 +5,11 @@ What belongs here: keys, owners, partitions and the command line of each share. 
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 import dagster as dg
+from packaging.version import Version
 
 from mlops_assets.discover_weekly.checks import periods_of_run
 from mlops_assets.discover_weekly.names import Names
@@ -33,8 +35,15 @@ def build_dbt_assets(spec: Spec, names: Names, environment: Environment) -> list
         def get_owners(self, dbt_resource_props: Mapping[str, Any]) -> list[str]:
             return ["team:metadata"] if dbt_resource_props["name"] == "track_features" else ["team:data-platform"]
 
+    class InstalledDbt(DbtCliResource):
+        """Asks the installed package for dbt's version: `dbt --version` asks the package index three times."""
+
+        @property
+        def _cli_version(self) -> Version:
+            return Version(metadata.version("dbt-core"))
+
     parsed = manifest(environment.home)
-    resource = DbtCliResource(
+    resource = InstalledDbt(
         project_dir=str(project_dir()),
         profiles_dir=str(project_dir()),
         dbt_executable=dbt_executable()[0],
@@ -48,7 +57,7 @@ def build_dbt_assets(spec: Spec, names: Names, environment: Environment) -> list
         invocation = resource.cli(
             ["build", "--vars", json.dumps(settings), "--log-path", str(target)],
             context=context,
-            target_path=target / context.run_id,
+            target_path=target / context.run.run_id,
         )
         yield from invocation.stream()
 

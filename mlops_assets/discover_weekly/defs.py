@@ -39,7 +39,7 @@ def _assembled(spec: Spec, environment: Environment) -> dg.Definitions:
     checks = interactions_checks(spec, names)
     require_gates(spec.risk, spec.name, provided_gates(spec), defined_keys(assets, checks))
     everything = dg.AssetSelection.assets(*[key for item in assets for key in item.keys])
-    job = automation.refresh_job(spec, names, everything)
+    job = automation.refresh_job(spec, everything)
     return dg.Definitions(
         assets=assets,
         asset_checks=checks,

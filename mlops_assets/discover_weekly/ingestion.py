@@ -6,7 +6,7 @@ files (foundation/sources.py) and what a row must look like (contracts.py).
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -63,10 +63,12 @@ class IngestReport:
 
 def window_of(spec: Spec, first: str, last: str) -> tuple[datetime, datetime]:
     """Return the start of the first period and the end of the last one, in UTC."""
-    zone = spec.periods.timezone
-    start = pd.Timestamp(first, tz=zone).tz_convert("UTC")
-    end = pd.Timestamp(spec.periods.shift(last, 1), tz=zone).tz_convert("UTC")
-    return start.to_pydatetime(), end.to_pydatetime()
+    start, end = (
+        # Where clocks change at midnight, a day may have no midnight, or two.
+        pd.Timestamp(day).tz_localize(spec.periods.timezone, ambiguous=True, nonexistent="shift_forward")
+        for day in (first, spec.periods.shift(last, 1))
+    )
+    return start.tz_convert("UTC").to_pydatetime(), end.tz_convert("UTC").to_pydatetime()
 
 
 def period_of(spec: Spec, moments: "pd.Series[pd.Timestamp]") -> "pd.Series[pd.Timestamp]":
@@ -103,28 +105,47 @@ def sample_world(source: Source, spec: Spec) -> "ListeningWorld":
     return ListeningWorld(start=spec.periods.start, **source.parameters)
 
 
+def _sample_weeks(world: "ListeningWorld", spec: Spec, periods: Sequence[str]) -> range:
+    """Return the world's weeks that these periods touch: its weeks are of UTC, a period may be of another zone."""
+    start, end = window_of(spec, periods[0], periods[-1])
+    zero = datetime.combine(world.start, datetime.min.time(), UTC)
+    return range(max((start - zero) // timedelta(weeks=1), 0), -((zero - end) // timedelta(weeks=1)))
+
+
 def _sample_listens(source: SampleSource, spec: Spec, periods: Sequence[str]) -> Chunks:
     world = sample_world(source, spec)
-    for period in periods:
+    for week in _sample_weeks(world, spec, periods):
         row = 0
-        for chunk in world.listens(world.week_of(pd.Timestamp(period).date())):
-            yield chunk, row, f"sample listens of {period}"
+        for chunk in world.listens(week):
+            yield chunk, row, _sample_name(world, week)
             row += len(chunk)
 
 
-def ingest_listens(spec: Spec, periods: Sequence[str], warehouse: Warehouse) -> IngestReport:
+def _sample_name(world: "ListeningWorld", week: int) -> str:
+    return f"sample listens of {world.monday(week)}"
+
+
+def ingest_listens(
+    spec: Spec, periods: Sequence[str], warehouse: Warehouse, *, now: datetime | None = None
+) -> IngestReport:
     """Write the listens of these periods; the same periods written twice give the same rows.
 
     All is one transaction: a run that dies leaves the old rows in place.
 
+    Parameters
+    ----------
+    now
+        A listen after it is in quarantine; by default this moment.
+
     Raises
     ------
     UserError
-        The source cannot be read, or lacks a required column.
+        The source cannot be read, or lacks a required column; or listens without times are asked for a period that
+        is not the first.
     """
-    contract = listens_contract(now=datetime.now(UTC), timed=spec.data.timed)
+    _refuse_other_periods(spec, periods)
+    contract = listens_contract(now=now or datetime.now(UTC), timed=spec.data.timed)
     window = window_of(spec, periods[0], periods[-1]) if spec.data.timed else None
-    chunks = listen_chunks(spec, periods, warehouse)
     report = IngestReport(accepted=dict.fromkeys(periods, 0), quarantined=dict.fromkeys(periods, 0))
     table, quarantine = f"{spec.name}.listens", f"{spec.name}.quarantined_rows"
     with warehouse.session() as tables:
@@ -135,13 +156,24 @@ def ingest_listens(spec: Spec, periods: Sequence[str], warehouse: Warehouse) -> 
             f"select *, 0::bigint as row, ''::varchar as source from {table} limit 0"
         )
         tables.execute(f"create or replace temp table refused as select * from {quarantine} limit 0")
-        for batch in ingest(chunks, contract, window):
+        for batch in ingest(listen_chunks(spec, periods, warehouse), contract, window):
             report.outside += batch.outside
             _stage(tables, spec, batch, periods)
         _set_duplicates_apart(tables, spec)
-        _replace(tables, table, quarantine, periods)
+        _replace(tables, spec, periods)
         _count(tables, report)
     return report
+
+
+def _refuse_other_periods(spec: Spec, periods: Sequence[str]) -> None:
+    first = spec.periods.start.isoformat()
+    if not spec.data.timed and list(periods) != [first]:
+        # The same rows in two periods would count twice.
+        raise UserError(
+            f"listens without times are all of the first period, not of {', '.join(periods)}",
+            where=f"{spec.name}.listens",
+            remedy=f"materialize {first}, or set data.timed to true if listens carry their time.",
+        )
 
 
 def _stage(tables: Tables, spec: Spec, batch: IngestBatch, periods: Sequence[str]) -> None:
@@ -164,27 +196,35 @@ def _stage(tables: Tables, spec: Spec, batch: IngestBatch, periods: Sequence[str
 def _set_duplicates_apart(tables: Tables, spec: Spec) -> None:
     """Move second and later copies of an event into quarantine; without times a (user, track) pair is one row."""
     key = "user_id, track_id, listened_at" if spec.data.timed else "user_id, track_id"
+    last = key.rpartition(", ")[2]
+    bound = "one event a user, track and time" if spec.data.timed else "one row a user and track"
     tables.execute(
         "create or replace temp table numbered as select *, "
         f"row_number() over (partition by {key} order by source, row) as copy from incoming"
     )
     tables.execute(
-        "insert into refused select 'listens', period, source, row, 'unique_event', 'listened_at', "
-        "cast(listened_at as varchar), 'one event a user, track and time', "
+        f"insert into refused select 'listens', period, source, row, 'unique_event', '{last}', "
+        f"cast({last} as varchar), '{bound}', "
         "to_json({user_id: user_id, track_id: track_id, listened_at: listened_at, plays: plays, skipped: skipped}) "
         "from numbered where copy > 1"
     )
 
 
-def _replace(tables: Tables, table: str, quarantine: str, periods: Sequence[str]) -> None:
+def _replace(tables: Tables, spec: Spec, periods: Sequence[str]) -> None:
+    table, quarantine = f"{spec.name}.listens", f"{spec.name}.quarantined_rows"
     inside = f"period >= cast('{periods[0]}' as date) and period <= cast('{periods[-1]}' as date)"
     names = ", ".join(LISTEN_COLUMNS)
     tables.execute(f"delete from {table} where {inside}")
     tables.execute(f"insert into {table} ({names}) select {names} from numbered where copy = 1 order by {names}")
-    # Rows that no period owns are met again by every reading of the same file: they replace themselves.
+    # Rows that no period owns are met again by every reading: of the whole source, or of the same week of a sample.
+    again, sources = "true", []
+    if isinstance(spec.data.listens, SampleSource):
+        world = sample_world(spec.data.listens, spec)
+        again = "list_contains(?, source)"
+        sources = [_sample_name(world, week) for week in _sample_weeks(world, spec, periods)]
     tables.execute(
-        f"delete from {quarantine} where dataset = 'listens' and (({inside}) "
-        "or (period is null and source in (select source from refused)))"
+        f"delete from {quarantine} where dataset = 'listens' and (({inside}) or (period is null and {again}))",
+        [sources] if sources else [],
     )
     tables.execute(f"insert into {quarantine} select * from refused order by source, row, rule")
 
@@ -195,7 +235,7 @@ def _count(tables: Tables, report: IngestReport) -> None:
     ).itertuples(index=False):
         report.accepted[str(period)[:10]] = int(rows)
     for period, rows in tables.query(
-        "select coalesce(cast(period as varchar), 'no period') as p, count(distinct source || row) as n "
+        "select coalesce(cast(period as varchar), 'no period') as p, count(distinct (source, row)) as n "
         "from refused group by 1"
     ).itertuples(index=False):
         report.quarantined[str(period)[:10]] = int(rows)
@@ -221,16 +261,24 @@ def dimension(
         chunks: Iterable[tuple[pd.DataFrame, int, str]] = [(frame, 0, f"{spec.name}.listens")]
     elif source is None or isinstance(source, SampleSource):
         world = sample_world(source if source is not None else spec.data.listens, spec)
-        week = world.week_of(pd.Timestamp(period).date())
+        week = _sample_weeks(world, spec, [period])[-1]
         frame = world.track_catalogue(week) if name == "tracks" else world.user_directory(week)
         chunks = [(frame, 0, f"sample {name}")]
     else:
         chunks = read(source, list(contract.names), warehouse=warehouse, base=spec.base)
+    accepted, refused = _judged(spec, chunks, contract, name, warehouse)
+    return accepted.sort_values(contract.names[0], ignore_index=True), refused
+
+
+def _judged(
+    spec: Spec, chunks: Iterable[tuple[pd.DataFrame, int, str]], contract: Contract, dataset: str, warehouse: Warehouse
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Apply a contract to a whole table and keep what it refuses in the place of what it refused before."""
     parts = list(ingest(chunks, contract))
     accepted = pd.concat([part.accepted for part in parts], ignore_index=True)
     refused = pd.concat([part.quarantined for part in parts], ignore_index=True)
-    _keep_quarantine(spec, name, refused, warehouse)
-    return accepted.sort_values(contract.names[0], ignore_index=True), refused
+    _keep_quarantine(spec, dataset, refused, warehouse)
+    return accepted, refused
 
 
 def _keep_quarantine(spec: Spec, dataset: str, refused: pd.DataFrame, warehouse: Warehouse) -> None:
@@ -249,10 +297,7 @@ def read_tracks(spec: Spec, period: str, warehouse: Warehouse) -> tuple[pd.DataF
         if isinstance(spec.data.track_tags, SampleSource):
             raise UserError("tags of the sample world are in its tracks", where=spec.name, remedy="drop track_tags.")
         chunks = read(spec.data.track_tags, list(TRACK_TAGS.names), warehouse=warehouse, base=spec.base)
-        parts = list(ingest(chunks, TRACK_TAGS))
-        tags = pd.concat([part.accepted for part in parts], ignore_index=True)
-        wrong = pd.concat([part.quarantined for part in parts], ignore_index=True)
-        _keep_quarantine(spec, "track_tags", wrong, warehouse)
+        tags, wrong = _judged(spec, chunks, TRACK_TAGS, "track_tags", warehouse)
         refused = pd.concat([refused, wrong], ignore_index=True)
         joined = tags.dropna(subset=["tags"]).groupby("track_id")["tags"].agg(" ".join)
         own = tracks["tags"].fillna("")

@@ -14,6 +14,9 @@ def partitions_of(spec: Spec) -> dg.TimeWindowPartitionsDefinition:
     """Return the weeks from Monday, or the months, of a spec."""
     start = spec.periods.start.isoformat()
     end = spec.periods.end.isoformat() if spec.periods.end else None
+    if not spec.data.timed:
+        # Listens without times are all of the first period: a later one would hold nothing, or everything again.
+        end = spec.periods.shift(start, 1)
     if spec.periods.cadence == "weekly":
         # The day of the week is Dagster's Sunday unless it is said.
         return dg.WeeklyPartitionsDefinition(start, end_date=end, day_offset=1, timezone=spec.periods.timezone)

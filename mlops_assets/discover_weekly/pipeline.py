@@ -119,6 +119,7 @@ def train_collaborative(
     A second model, learned without the validation part, is stored beside it: the blend is chosen on that one.
     """
     from mlops_assets.discover_weekly import collaborative
+    from mlops_assets.discover_weekly.sweep import SearchSpace, sweep
 
     inner, given = read_split(training_set, "inner", "validation"), spec.collaborative
     best = collaborative.CollaborativeParams(
@@ -127,12 +128,12 @@ def train_collaborative(
     rows: list[dict[str, Any]] = []
     if given.sweep.trials:
         lengths = given.sweep.factors or (given.factors,)
-        search = collaborative.SearchSpace(given.sweep.regularization, given.sweep.alpha, lengths, (given.weighting,))
+        search = SearchSpace(given.sweep.regularization, given.sweep.alpha, lengths, (given.weighting,))
 
         def report(row: Mapping[str, Any]) -> None:
             tell(f"trial {row['trial'] + 1} of {given.sweep.trials}: nDCG {row['ndcg']:.4f}")
 
-        found = collaborative.sweep(
+        found = sweep(
             inner.train,
             validation=inner.held_out,
             search=search,
@@ -389,10 +390,13 @@ def decide_champion(
     comparison = next((gate for gate in gates if gate.gate == "champion_comparison"), None)
     current = history.champion() if history.current() is not None else None
     compared_with = evidence["champion"]["sha256"] if evidence["champion"] else None
-    if current is not None and current.sha256 != compared_with and comparison is not None:
-        reason = f"it was compared with {compared_with or 'no champion'}, which does not serve now: evaluate again"
+    if current is not None and current.sha256 != compared_with:
+        then = (
+            f"{compared_with[:12]}, which does not serve now" if compared_with else "no champion, and there is one now"
+        )
+        reason = f"it was evaluated beside {then}: evaluate again"
         comparison = GateResult("champion_comparison", "not_assessed", reason=reason)
-        gates = [comparison if gate.gate == "champion_comparison" else gate for gate in gates]
+        gates = [*(gate for gate in gates if gate.gate != "champion_comparison"), comparison]
     asked = [gate.name for gate in spec.risk.required_gates() if gate.axis == "algorithm"]
     required = [name for name in asked if name != "champion_comparison" or current is not None]
     verdict = decide(judged.version, current, gates, required, comparison)

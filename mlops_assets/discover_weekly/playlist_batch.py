@@ -4,9 +4,11 @@ What belongs here: what a batch reads, its identity, its fallback, and judging i
 made (playlists.py), how shards are kept (foundation/batch.py), Dagster.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,7 +16,7 @@ import pyarrow as pa
 from upath import UPath
 
 from mlops_assets.discover_weekly import rules
-from mlops_assets.discover_weekly.playlists import PLAYLIST_SCHEMA, Catalogue, Recommender, build_catalogue, reissue
+from mlops_assets.discover_weekly.playlists import PLAYLIST_SCHEMA, Catalogue, Recommender, build_catalogue
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.discover_weekly.training import shard_name
 from mlops_assets.foundation.batch import BatchResult, Ledger, Progress
@@ -49,9 +51,13 @@ class PlaylistBatch:
     ) -> None:
         self.spec, self.period, self.inputs, self.root = spec, period, inputs, root
         self.registry, self.champion = registry, champion
-        earlier = [spec.periods.shift(period, -back) for back in range(spec.playlist.no_repeat_periods, 0, -1)]
-        found = [published(root, batch_name(spec), name) for name in earlier]
-        self.earlier = [publication for publication in found if publication is not None]
+        back = spec.playlist.no_repeat_periods
+        # Also where repeats are allowed: a shard that fails gets last period's lists.
+        names = [spec.periods.shift(period, -step) for step in range(max(back, 1), 0, -1)]
+        found = [published(root, batch_name(spec), name) for name in names]
+        there = [publication for publication in found if publication is not None]
+        self.earlier = there if back else []
+        self.previous = there[-1] if there else None
 
     @property
     def model_version(self) -> int:
@@ -76,8 +82,8 @@ class PlaylistBatch:
     @cached_property
     def catalogue(self) -> Catalogue:
         """The tracks that are out, and who may hear them."""
+        markets = self.inputs.read("markets")["market"].tolist()
         plays = self.inputs.read("popularity")
-        markets = [str(name) for name in plays["market"].dropna().unique()]
         return build_catalogue(self.tracks, markets, plays, released_before=self.released_before)
 
     @cached_property
@@ -93,7 +99,9 @@ class PlaylistBatch:
             "champion": self.champion.sha256 if self.champion else "none",
             "inputs": self.inputs.sha256,
             "rules": self.spec.playlist.model_dump_json(),
+            "code": _code_sha256(),
             **{f"not repeated {item.partition}": item.manifest.sha256 for item in self.earlier},
+            **({f"fallback {self.previous.partition}": self.previous.manifest.sha256} if self.previous else {}),
         }
 
     def write(self, run_id: str, tell: Callable[[str], None]) -> tuple[Manifest, BatchResult]:
@@ -122,8 +130,14 @@ class PlaylistBatch:
         def fall_back(shard: int, error: Exception) -> pa.Table:
             tell(f"shard {shard} failed and gets last period's lists: {error}")
             users = self.inputs.read(shard_name(shard))
-            previous = self.last_lists(shard, users)
-            return reissue(users, previous, self._recommender(None), period=self.period, run_id=ledger.job.run_id)
+            made = self._recommender(None).reissue(
+                users,
+                self.last_lists(shard, users),
+                self.recent(shard, users),
+                period=self.period,
+                run_id=ledger.job.run_id,
+            )
+            return made.table
 
         def report(progress: Progress) -> None:
             tell(
@@ -146,9 +160,9 @@ class PlaylistBatch:
     def last_lists(self, shard: int, users: pd.DataFrame) -> pd.DataFrame:
         """Return the lists of the latest earlier period, for users of this shard."""
         columns = ["user_id", "rank", "track_id", "model_version"]
-        if not self.earlier:
+        if self.previous is None:
             return pd.DataFrame(columns=columns)
-        return self._lists_of(self.earlier[-1], shard, users, columns)
+        return self._lists_of(self.previous, shard, users, columns)
 
     def _lists_of(self, item: Publication, shard: int, users: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         # Users are dealt by a hash: a shard keeps its users from period to period unless the number of shards changed.
@@ -185,9 +199,9 @@ class PlaylistBatch:
                 mixed = rows.loc[rows["source"].isin(["blend", "fold_in"]), "user_id"]
                 user = mixed.iloc[0] if len(mixed) else rows["user_id"].iloc[0]
                 shown = rows[rows["user_id"] == user].sort_values("rank")
-                named = self.tracks[["track_id", "title", "artist_id", "tags"]]
+                named = self.tracks[["track_id", "title", "artist_id"]]
                 merged: pd.DataFrame = shown.merge(named, on="track_id", how="left")
-                return merged
+                return merged.reindex(columns=["rank", "title", "artist_id", "track_id", "source", "score", "user_id"])
         return pd.DataFrame()
 
     def coverage_history(self, findings: rules.Findings) -> list[float]:
@@ -195,6 +209,13 @@ class PlaylistBatch:
         size = max(self.catalogue_size, 1)
         earlier = [_distinct_tracks(item) / size for item in self.earlier]
         return [*earlier, findings.coverage(size)]
+
+
+def _code_sha256() -> str:
+    """Return a hash of what makes the rows: mended code must not go on with the shards of the code before."""
+    folder = Path(__file__).parent
+    modules = ("playlists", "topn", "_topn_kernel", "blend", "collaborative", "content")
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in modules)).hexdigest()
 
 
 def _distinct_tracks(item: Publication) -> int:

@@ -60,7 +60,7 @@ class Catalogue:
     def audience_of(self, users: pd.DataFrame) -> NDArray[np.int32]:
         """Return the audience row of every user; an unknown market counts as no market."""
         markets = users["market"].fillna(_EVERYWHERE)
-        explicit = users["allow_explicit"].fillna(value=True).astype(bool)
+        explicit = ~users["allow_explicit"].eq(other=False).astype(bool)
         codes = self.audience_codes
         return np.array(
             [
@@ -93,7 +93,7 @@ def build_catalogue(
     artists, _ = pd.factorize(out["artist_id"], use_na_sentinel=True)
     where = out["markets"].fillna(_EVERYWHERE).astype(str)
     sets = {text: frozenset(text.split("|")) for text in where.unique() if text != _EVERYWHERE}
-    explicit = out["explicit"].fillna(value=False).to_numpy(dtype=bool)
+    explicit = out["explicit"].eq(other=True).to_numpy(dtype=bool)
     names = [_EVERYWHERE, *sorted({market for market in markets if market})]
     codes: dict[tuple[str, bool], int] = {}
     rows: list[NDArray[np.bool_]] = []
@@ -190,7 +190,7 @@ class Recommender:
         recent
             user_id, track_id of the playlists that must not be repeated.
         """
-        history, exclude = self._matrices(users, recent)
+        history, exclude = self._history(users), self._excluded(users, recent)
         audience = self.catalogue.audience_of(users)
         items = np.full((len(users), self.rules.length), -1, dtype=np.int32)
         scores = np.full(items.shape, np.nan, dtype=np.float32)
@@ -211,27 +211,71 @@ class Recommender:
         self._fill_with_popular(items, exclude, audience)
         return self._table(users, items, scores, source, period, model_version, run_id)
 
-    def _matrices(self, users: pd.DataFrame, recent: pd.DataFrame) -> tuple[Any, Any]:
-        from scipy.sparse import csr_matrix
+    def reissue(
+        self, users: pd.DataFrame, previous: pd.DataFrame, recent: pd.DataFrame, *, period: str, run_id: str
+    ) -> ShardResult:
+        """Give every user of a failed shard last period's list again.
 
-        shape = (len(users), len(self._index))
-        lengths = users["tracks"].map(len).to_numpy(dtype=np.int64)
-        rows = np.repeat(np.arange(len(users)), lengths)
-        ids = np.concatenate([*users["tracks"], np.array([], dtype=object)])
+        What the user may not get any more (withdrawn, or explicit since the filter is on) is left out; gaps, and the
+        lists of those who had none, are filled with popular tracks.
+
+        Parameters
+        ----------
+        users, recent
+            As for `recommend`.
+        previous
+            user_id, rank, track_id, model_version of the last published period.
+        """
+        exclude = self._excluded(users, recent)
+        audience = self.catalogue.audience_of(users)
+        items = np.full((len(users), self.rules.length), -1, dtype=np.int32)
+        source = np.full(items.shape, SOURCES.index("popular"), dtype=np.int8)
+        versions = np.zeros(items.shape, dtype=np.int32)
+        ordered = previous.sort_values(["user_id", "rank"])
+        who = pd.Index(users["user_id"]).get_indexer(ordered["user_id"])
+        what = self._index.get_indexer(ordered["track_id"])
+        kept = np.flatnonzero((who >= 0) & (what >= 0))
+        kept = kept[self.catalogue.audiences[audience[who[kept]], what[kept]]]
+        place = pd.Series(who[kept]).groupby(who[kept]).cumcount().to_numpy(dtype=np.intp)
+        kept, place = kept[place < self.rules.length], place[place < self.rules.length]
+        at = who[kept], place
+        items[at], source[at] = what[kept], SOURCES.index("last_week")
+        versions[at] = ordered["model_version"].to_numpy(dtype=np.int32)[kept]
+        self._fill_with_popular(items, exclude, audience)
+        scores = np.full(items.shape, np.nan, dtype=np.float32)
+        return self._table(users, items, scores, source, period, versions, run_id)
+
+    def _history(self, users: pd.DataFrame) -> Any:
+        """Return confidences on the catalogue, CSR (users, tracks); what was only skipped is not in it."""
         values = np.concatenate([*users["confidences"], np.array([], dtype=float)]).astype(np.float32)
-        columns = self._index.get_indexer(ids)
+        rows, columns = self._heard(users)
+        heard = (columns >= 0) & (values > 0)
+        return self._matrix(len(users), rows[heard], columns[heard], values[heard])
+
+    def _excluded(self, users: pd.DataFrame, recent: pd.DataFrame) -> Any:
+        """Return what each user must not get, CSR (users, tracks): the known, the skipped and the recently listed."""
+        rows, columns = self._heard(users)
         known = columns >= 0
-        heard = known & (values > 0)
-        history = csr_matrix((values[heard], (rows[heard], columns[heard])), shape=shape, dtype=np.float32)
         who = pd.Index(users["user_id"]).get_indexer(recent["user_id"])
         what = self._index.get_indexer(recent["track_id"])
         again = (who >= 0) & (what >= 0)
-        pairs = np.concatenate([rows[known], who[again]]), np.concatenate([columns[known], what[again]])
-        exclude = csr_matrix((np.ones(len(pairs[0]), dtype=np.float32), pairs), shape=shape)
-        exclude.sum_duplicates()
-        exclude.sort_indices()
-        history.sort_indices()
-        return history, exclude
+        rows, columns = np.concatenate([rows[known], who[again]]), np.concatenate([columns[known], what[again]])
+        return self._matrix(len(users), rows, columns, np.ones(len(rows), dtype=np.float32))
+
+    def _heard(self, users: pd.DataFrame) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        lengths = users["tracks"].map(len).to_numpy(dtype=np.int64)
+        ids = np.concatenate([*users["tracks"], np.array([], dtype=object)])
+        return np.repeat(np.arange(len(users)), lengths), self._index.get_indexer(ids)
+
+    def _matrix(
+        self, users: int, rows: NDArray[np.intp], columns: NDArray[np.intp], values: NDArray[np.float32]
+    ) -> Any:
+        from scipy.sparse import csr_matrix
+
+        matrix = csr_matrix((values, (rows, columns)), shape=(users, len(self._index)), dtype=np.float32)
+        matrix.sum_duplicates()
+        matrix.sort_indices()
+        return matrix
 
     def _user_source(self, users: pd.DataFrame, history: Any) -> NDArray[np.int8]:
         late = users["last_period"].fillna("").to_numpy(dtype=str) > self.trained_until
@@ -268,60 +312,27 @@ class Recommender:
         scores: NDArray[np.float32],
         source: NDArray[np.int8],
         period: str,
-        model_version: int,
+        model_version: "int | NDArray[np.int32]",
         run_id: str,
     ) -> ShardResult:
+        """Put a shard's rows together in the published schema; a score of nan becomes missing."""
         there = items >= 0
         rank = np.broadcast_to(np.arange(1, items.shape[1] + 1, dtype=np.int32), items.shape)[there]
         user_ids = np.repeat(users["user_id"].to_numpy(dtype=object), there.sum(axis=1))
         sources = source[there]
-        table = playlist_table(
-            user_ids, period, rank, self.catalogue.track_ids[items[there]], scores[there],
-            pa.DictionaryArray.from_arrays(pa.array(sources), pa.array(SOURCES)).cast(pa.string()),
-            model_version, run_id,
-        )  # fmt: skip
+        rows = np.zeros(len(rank), dtype=np.int64)
+        table = pa.table(
+            [
+                pa.array(user_ids, pa.string()),
+                pa.array([period], pa.string()).take(pa.array(rows)),
+                pa.array(rank, pa.int32()),
+                pa.array(self.catalogue.track_ids[items[there]], pa.string()),
+                pa.array(scores[there], pa.float32(), from_pandas=True),
+                pa.DictionaryArray.from_arrays(pa.array(sources), pa.array(SOURCES)).cast(pa.string()),
+                pa.array(np.broadcast_to(np.asarray(model_version, dtype=np.int32), items.shape)[there]),
+                pa.array([run_id], pa.string()).take(pa.array(rows)),
+            ],
+            schema=PLAYLIST_SCHEMA,
+        )
         counts = {name: int((sources == code).sum()) for code, name in enumerate(SOURCES)}
         return ShardResult(table, counts, int((there.sum(axis=1) < items.shape[1]).sum()))
-
-
-def playlist_table(
-    user_ids: Any, period: str, rank: Any, track_ids: Any, scores: Any, source: Any, model_version: int, run_id: str
-) -> pa.Table:
-    """Put columns together in the published schema; a score of nan becomes missing."""
-    rows = len(rank)
-    return pa.table(
-        [
-            pa.array(user_ids, pa.string()),
-            pa.array([period], pa.string()).take(pa.array(np.zeros(rows, dtype=np.int64))),
-            pa.array(rank, pa.int32()),
-            pa.array(track_ids, pa.string()),
-            pa.array(scores, pa.float32(), from_pandas=True),
-            source if isinstance(source, pa.Array) else pa.array(source, pa.string()),
-            pa.array(np.full(rows, model_version, dtype=np.int32)),
-            pa.array([run_id], pa.string()).take(pa.array(np.zeros(rows, dtype=np.int64))),
-        ],
-        schema=PLAYLIST_SCHEMA,
-    )
-
-
-def reissue(
-    users: pd.DataFrame, previous: pd.DataFrame, popular: "Recommender", *, period: str, run_id: str
-) -> pa.Table:
-    """Give every user of a failed shard last period's list; who had none gets popular tracks.
-
-    Parameters
-    ----------
-    previous
-        user_id, rank, track_id, model_version of the last published period.
-    popular
-        A recommender without a model.
-    """
-    kept = previous[previous["user_id"].isin(users["user_id"])].sort_values(["user_id", "rank"])
-    old = playlist_table(
-        kept["user_id"], period, kept["rank"], kept["track_id"], np.full(len(kept), np.nan, dtype=np.float32),
-        np.full(len(kept), "last_week", dtype=object), 0, run_id,
-    )  # fmt: skip
-    others = users[~users["user_id"].isin(kept["user_id"])].reset_index(drop=True)
-    empty = pd.DataFrame({"user_id": [], "track_id": []}, dtype=object)
-    new = popular.recommend(others, empty, period=period, model_version=0, run_id=run_id).table
-    return pa.concat_tables([old, new]).sort_by([("user_id", "ascending"), ("rank", "ascending")])

@@ -68,12 +68,9 @@ def _publication(resources: Mapping[str, Any], system: str, period: str | None) 
     )
 
 
-def known_systems(environment: Environment) -> list[str]:
-    """Return the systems that have ever published, by name."""
-    root = environment.resources()["store"].path()  # type: ignore[attr-defined]
-    if not root.exists():
-        return []
-    return sorted(folder.name for folder in root.iterdir() if (folder / "playlists").is_dir())
+def known_systems(instance: "dg.DagsterInstance") -> list[str]:
+    """Return the systems that any run was ever about, by name."""
+    return sorted({key.path[0] for key in instance.all_asset_keys() if key.path[1:] == ["listens"]})
 
 
 @dataclass(frozen=True)
@@ -133,10 +130,8 @@ def _checks(instance: "dg.DagsterInstance", system: str) -> tuple[int, tuple[str
     passed, problems = 0, []
     for asset, checks in named.items():
         for check in checks:
-            key = dg.AssetCheckKey(dg.AssetKey([system, asset]), check)
-            record = instance.get_latest_asset_check_evaluation_record(key)
-            event = record.event.dagster_event if record is not None and record.event is not None else None
-            if event is None or event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            event = _last_evaluation(instance, dg.AssetCheckKey(dg.AssetKey([system, asset]), check))
+            if event is None:
                 continue
             evaluation = event.asset_check_evaluation_data
             if evaluation.passed:
@@ -144,3 +139,14 @@ def _checks(instance: "dg.DagsterInstance", system: str) -> tuple[int, tuple[str
             else:
                 problems.append(f"{asset}: {check}: {evaluation.description or ''}")
     return passed, tuple(problems)
+
+
+def _last_evaluation(instance: "dg.DagsterInstance", key: "dg.AssetCheckKey") -> "dg.DagsterEvent | None":
+    """Return the check's last result; a run that was to make the check and failed before it does not hide that."""
+    import dagster as dg
+
+    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=50):
+        event = record.event.dagster_event if record.event is not None else None
+        if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            return event
+    return None

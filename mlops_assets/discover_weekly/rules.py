@@ -21,7 +21,8 @@ RULES: Mapping[str, str] = {
         "Every track is in the catalogue, out, available in the user's market, and clean for those who filter."
     ),
     "catalogue_coverage": "All lists together show enough of the catalogue.",
-    "list_length": "Every list has its full length.",
+    "list_length": "Every list has its full length, ranked from 1 on.",
+    "every_list_is_new": "No list is last period's, issued again because its shard failed.",
 }
 _EXAMPLES = 5
 
@@ -35,7 +36,6 @@ class Findings:
     users: int = 0
     served: int = 0
     rows: int = 0
-    reissued: int = 0
     sources: dict[str, int] = field(default_factory=dict)
     tracks: set[str] = field(default_factory=set)
 
@@ -69,8 +69,9 @@ def judge(
 
     Notes
     -----
-    A list that was issued again because its shard failed breaks `no_repeats_of_last_weeks` by its nature, and may hold
-    tracks that its user has played since; both are told by ``reissued`` and not counted again as broken.
+    A list that was issued again because its shard failed breaks `every_list_is_new`. That it repeats, and may hold
+    tracks that its user has played since, lies in its nature and is not counted again as broken; every other rule
+    holds for it.
     """
     findings = Findings()
     features = tracks.set_index("track_id")
@@ -106,21 +107,25 @@ def _judge_shard(
     )
     short = lengths[lengths != rules.length]
     findings.add("list_length", [f"{user} has {count} tracks" for user, count in short.items()])
-    fresh = rows[rows["source"] != "last_week"]
-    findings.reissued += int(rows.loc[rows["source"] == "last_week", "user_id"].nunique())
+    highest = rows.groupby("user_id", sort=True)["rank"].agg(["min", "max", "nunique"])
+    gaps = highest[(highest["min"] != 1) | (highest["max"] != highest["nunique"])]
+    findings.add("list_length", [f"{user} has ranks that do not count from 1 on" for user in gaps.index])
+    again = rows["source"] == "last_week"
+    old = sorted(rows.loc[again, "user_id"].unique())
+    findings.add("every_list_is_new", [f"{user} has last period's" for user in old])
+    fresh = rows[~again]
     known = users[["user_id", "tracks"]].explode("tracks").rename(columns={"tracks": "track_id"})
     findings.add("no_track_the_user_knows", _pairs(fresh, known))
     findings.add("no_repeats_of_last_weeks", _pairs(fresh, earlier))
-    _judge_tracks(findings, users, fresh, features, rules)
+    _judge_tracks(findings, users, rows, features, rules)
 
 
 def _judge_tracks(
     findings: Findings, users: pd.DataFrame, rows: pd.DataFrame, features: pd.DataFrame, rules: PlaylistRules
 ) -> None:
-    at = features.index.get_indexer(pd.Index(rows["track_id"]))
-    found = features.take(np.maximum(at, 0))
+    found = features.reindex(rows["track_id"])
     capped = pd.DataFrame({"user_id": rows["user_id"].to_numpy(), "artist_id": found["artist_id"].to_numpy()})
-    crowds = capped[at >= 0].dropna().groupby(["user_id", "artist_id"], sort=True).size()
+    crowds = capped.dropna().groupby(["user_id", "artist_id"], sort=True).size()
     crowds = crowds[crowds > rules.per_artist]
     findings.add(
         "artist_cap",
@@ -128,13 +133,14 @@ def _judge_tracks(
     )
     who = users.set_index("user_id").reindex(rows["user_id"])
     market = who["market"].fillna("").to_numpy(dtype=str)
-    filtered = ~who["allow_explicit"].fillna(value=True).to_numpy(dtype=bool)
+    filtered = who["allow_explicit"].eq(other=False).to_numpy(dtype=bool)
     where = found["markets"].fillna("").to_numpy(dtype=str)
     shut = np.array(
         [bool(text) and home not in text.split("|") for text, home in zip(where, market, strict=True)], dtype=bool
     )
-    wrong = (at < 0) | ~found["out"].to_numpy(dtype=bool) | shut
-    wrong |= filtered & found["explicit"].fillna(value=False).to_numpy(dtype=bool)
+    # What is not in the catalogue is not out either.
+    wrong = ~found["out"].eq(other=True).to_numpy(dtype=bool) | shut
+    wrong |= filtered & found["explicit"].eq(other=True).to_numpy(dtype=bool)
     bad = rows[wrong]
     findings.add("only_allowed_tracks", (bad["user_id"] + ": " + bad["track_id"]).tolist())
 

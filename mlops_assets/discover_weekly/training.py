@@ -191,7 +191,8 @@ def batch_tables(tables: Tables, spec: Spec, as_of: str) -> dict[str, Stream]:
     A shard's columns: user_id, market, allow_explicit, tracks (list of ids, sorted), confidences (list, 0 for tracks
     that were only skipped or lie outside the training window), last_period (missing for users who never listened).
     Whatever a user has ever played or skipped is in the list, since a playlist must not bring it back.
-    ``tracks`` is the catalogue; ``popularity`` has the columns market, track_id, plays within the training window.
+    ``tracks`` is the catalogue; ``popularity`` has the columns market, track_id, plays within the training window;
+    ``markets`` are those that users live in, also where nobody has listened yet.
     """
     earliest = spec.periods.shift(as_of, 1 - spec.training.history_periods)
     _deal_histories(tables, spec, as_of, earliest)
@@ -214,6 +215,9 @@ def batch_tables(tables: Tables, spec: Spec, as_of: str) -> dict[str, Stream]:
             f"select market, track_id, sum(plays) as plays from {spec.name}.interactions "
             f"left join {spec.name}.stg_users using (user_id) where {window} and plays > 0 "
             "group by market, track_id order by market, track_id",
+        ),
+        "markets": _later(
+            tables, f"select distinct market from {spec.name}.stg_users where market is not null order by market"
         ),
         **shards,
     }
