@@ -49,7 +49,7 @@ def _console() -> Any:
 
 
 @main.command()
-@click.option("--users", default=2_000, show_default=True, help="Users of the sample world (200 to 1,000,000).")
+@click.option("--users", default=2_000, show_default=True, help="Users of the sample world, 200 to 1,000,000.")
 @click.option("--weeks", default=13, show_default=True, help="Weeks of listening (at least 4).")
 def demo(users: int, weeks: int) -> None:
     """Run the playlist system on its sample world: data, models, verdict and two weeks of playlists."""
@@ -71,7 +71,13 @@ def demo(users: int, weeks: int) -> None:
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--from", "first", metavar="PERIOD", help="First period to ingest; by default the spec's first.")
 @click.option("--to", "last", metavar="PERIOD", help="Last period; by default the last one that is complete.")
-@click.option("--publish", default=1, show_default=True, help="For how many of the last periods to write playlists.")
+@click.option(
+    "--publish",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="For how many of the last periods to write playlists.",
+)
 def run(spec: Path, first: str | None, last: str | None, publish: int) -> None:
     """Run the whole pipeline that SPEC describes: ingestion, models, verdict, playlists."""
     from mlops_assets.discover_weekly.spec import load_spec
@@ -189,7 +195,15 @@ def status(systems: Sequence[str]) -> None:
 
     place, console = environment.current(), _console()
     with open_instance(place) as instance:
-        names = list(systems) or known_systems(place)
+        known = known_systems(instance)
+        unknown = sorted(set(systems) - set(known))
+        if unknown:
+            raise UserError(
+                f"no such system has run: {', '.join(unknown)}",
+                where=str(place.home),
+                remedy=f"name one of {', '.join(known)}." if known else "nothing has run yet: try `mlops-assets demo`.",
+            )
+        names = list(systems) or known
         if not names:
             console.print("nothing has run yet: try [bold]mlops-assets demo[/]")
         for name in names:

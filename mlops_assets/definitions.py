@@ -16,6 +16,7 @@ from mlops_assets.environment import Environment
 from mlops_assets.foundation.errors import UserError
 
 SPECS_VARIABLE = "MLOPS_ASSETS_SPECS"
+CONCURRENT_VARIABLE = "MLOPS_ASSETS_MAX_CONCURRENT"
 
 
 def configured_specs(settings: Mapping[str, str] | None = None) -> list[Spec]:
@@ -71,10 +72,19 @@ def _executor() -> dg.ExecutorDefinition:
     """Return processes that are forked from one that has loaded Dagster already: a step starts in a second."""
     return dg.multiprocess_executor.configured(
         {
-            "max_concurrent": int(os.environ.get("MLOPS_ASSETS_MAX_CONCURRENT", "2")),
+            "max_concurrent": _max_concurrent(),
             "start_method": {"forkserver": {"preload_modules": ["dagster", "pandas", "pyarrow"]}},
         }
     )
+
+
+def _max_concurrent() -> int:
+    text = os.environ.get(CONCURRENT_VARIABLE) or "2"
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UserError(
+            f"{text!r} is no number of steps", where=CONCURRENT_VARIABLE, remedy="set it to a whole number from 1 on."
+        )
+    return int(text)
 
 
 @dg.definitions

@@ -42,8 +42,7 @@ class Environment:
 
     def resources(self) -> dict[str, object]:
         """Return the resources by name, as `Definitions` takes them."""
-        from mlops_assets.foundation.io_managers import ManifestIOManager, VersionIOManager
-        from mlops_assets.foundation.snapshots import SnapshotIOManager
+        from mlops_assets.foundation.io_managers import ManifestIOManager, SnapshotIOManager, VersionIOManager
 
         store = self.home / "store"
         models = ModelRegistry(tracking_uri=f"sqlite:///{self.home / 'mlflow.db'}", root=str(store / "models"))
@@ -69,7 +68,7 @@ def current(settings: Mapping[str, str] | None = None) -> Environment:
     Raises
     ------
     UserError
-        The name is not one of the environments that this version knows.
+        The name is not one of the environments that this version knows, or the home is a file.
     """
     values = os.environ if settings is None else settings
     name = values.get("MLOPS_ASSETS_ENV", "embedded")
@@ -80,4 +79,6 @@ def current(settings: Mapping[str, str] | None = None) -> Environment:
             remedy=f"set it to one of: {', '.join(ENVIRONMENTS)}.",
         )
     home = Path(values.get("MLOPS_ASSETS_HOME", ".mlops_assets")).expanduser().resolve()
+    if home.exists() and not home.is_dir():
+        raise UserError(f"{home} is no folder", where="MLOPS_ASSETS_HOME", remedy="name a folder; it may be a new one.")
     return Environment(name, home)

@@ -17,20 +17,19 @@ import dagster as dg
 from mlops_assets.environment import Environment
 from mlops_assets.foundation.errors import UserError
 
-_SETTINGS = Path(__file__).resolve().parent.parent / "dagster.yaml"
+_PACKAGE = Path(__file__).resolve().parent
+# The checkout's settings, or the copy of them inside an installed wheel.
+_SETTINGS = (_PACKAGE.parent / "dagster.yaml", _PACKAGE / "_dagster.yaml")
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def prepare_home(environment: Environment) -> Path:
-    """Create Dagster's home with this checkout's settings unless it has its own; return it."""
+    """Create Dagster's home with this package's settings unless it has its own; return it."""
     home = Path(os.environ.get("DAGSTER_HOME") or environment.dagster_home).expanduser().resolve()
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
     if not settings.exists():
-        if _SETTINGS.is_file():
-            shutil.copyfile(_SETTINGS, settings)
-        else:
-            settings.write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
+        shutil.copyfile(next(path for path in _SETTINGS if path.is_file()), settings)
     os.environ["DAGSTER_HOME"] = str(home)
     return home
 
@@ -57,7 +56,7 @@ class Follow:
 
     on_step: Callable[[str, float | None], None]
     on_message: Callable[[str], None]
-    failures: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     checks: dict[str, bool] = field(default_factory=dict)
 
@@ -74,22 +73,32 @@ class Follow:
         elif kind == "STEP_SUCCESS":
             self.on_step(str(event.step_key), data.duration_ms / 1000)
         elif kind == "STEP_FAILURE":
-            self.failures.append(f"{event.step_key}: {_cause(data.error)}")
+            self.failures[str(event.step_key)] = _cause(data.error)
         elif kind == "ASSET_CHECK_EVALUATION":
             name = f"{data.asset_key.to_user_string()}:{data.check_name}"
             self.checks[name] = data.passed
             if not data.passed:
                 self.warnings.append(f"{name}: {data.description or 'did not pass'}")
 
+    def causes(self) -> dict[str, list[str]]:
+        """Return each cause once, with the steps that failed from it."""
+        told: dict[str, list[str]] = {}
+        for step, cause in self.failures.items():
+            told.setdefault(cause, []).append(step)
+        return told
+
 
 def _cause(error: Any) -> str:
-    """Return the innermost message of a step's error, which is the one that names culprit and remedy."""
-    while error is not None and error.cause is not None:
-        error = error.cause
+    """Return the message that names culprit and remedy: a user's mistake, or else the innermost error."""
     if error is None:
         return "no message"
-    # A user's mistake speaks for itself; of anything else the kind of error is worth knowing.
-    return " ".join(str(error.message).split()).removeprefix(f"{UserError.__module__}.UserError: ")
+    chain = [error]
+    while chain[-1].cause is not None:
+        chain.append(chain[-1].cause)
+    # A mistake may have a cause of its own, such as a library's error, that says less than it does.
+    told = next((link for link in chain if link.cls_name == UserError.__name__), chain[-1])
+    # It speaks for itself; of anything else the kind of error is worth knowing.
+    return " ".join(str(told.message).split()).removeprefix(f"{UserError.__module__}.UserError: ")
 
 
 def run_job(
@@ -119,7 +128,8 @@ def run_job(
             partition_key=None if ranged else periods[0],
         )  # fmt: skip
     if not result.success:
-        told = "".join(f"\n  {failure}" for failure in follow.failures) or " see the run in the UI"
+        told = "".join(f"\n  {', '.join(steps)}: {cause}" for cause, steps in follow.causes().items())
+        told = told or " see the run in the UI"
         again = "Run the same command again when the cause is mended: what is finished is not done again"
         raise UserError(
             f"{name} failed:{told}\n{again}",

@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from mlops_assets.discover_weekly import checks, pipeline, results
+from mlops_assets.discover_weekly import checks, judging, pipeline, results
 from mlops_assets.discover_weekly.automation import freshness_of, on_team_change
 from mlops_assets.discover_weekly.contracts import TRACKS, USERS, listens_contract
 from mlops_assets.discover_weekly.ingestion import ingest_listens, read_tracks, read_users
@@ -259,7 +259,7 @@ def _decision(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         io_manager_key="versions",
         kinds={"python"},
         deps=[names.key("track_features")],
-        code_version=code_version("evaluation", "metrics"),
+        code_version=code_version("evaluation", "judging", "metrics"),
         **common,
     )
     def evaluation(
@@ -273,7 +273,7 @@ def _decision(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         registry = models.open()
         champion = pipeline.current_champion(spec, context.instance, registry)
         features = pipeline.track_features(spec, warehouse, context.partition_key)
-        judgement = pipeline.judge(spec, training_set, features, blend_model, champion, registry)
+        judgement = judging.judge(spec, training_set, features, blend_model, champion, registry)
         return results.evaluation_result(judgement)
 
     @dg.asset(key=names.key("champion"), ins=names.inputs("evaluation"), kinds={"mlflow"}, pool="champion", **common)
@@ -282,7 +282,7 @@ def _decision(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[None]:
         """Which version serves, since when and why: promoted, kept, or blocked by a gate, judged on stored evidence."""
         history = ChampionHistory(context.instance, spec.name, models.open(), pipeline.blend_name(spec))
-        record, gates = pipeline.decide_champion(spec, history, evaluation, by=f"run {context.run.run_id}")
+        record, gates = judging.decide_champion(spec, history, evaluation, by=f"run {context.run.run_id}")
         return results.champion_result(spec, record, history, gates)
 
     return [evaluation, champion]

@@ -12,6 +12,9 @@ import dagster as dg
 from mlops_assets.discover_weekly.names import Names
 from mlops_assets.discover_weekly.spec import Spec
 
+# What define_asset_job returns has no public type in Dagster.
+Job = Any
+
 
 def freshness_of(spec: Spec) -> dg.FreshnessPolicy:
     """Return when a period's playlists count as late."""
@@ -44,7 +47,7 @@ def on_team_change() -> "dg.AutomationCondition[Any]":
     return asked
 
 
-def refresh_job(spec: Spec, selection: dg.AssetSelection) -> object:
+def refresh_job(spec: Spec, selection: dg.AssetSelection) -> Job:
     """Return the job that makes one period from its listens to its published playlists."""
     return dg.define_asset_job(
         f"{spec.name}_refresh",
@@ -54,7 +57,7 @@ def refresh_job(spec: Spec, selection: dg.AssetSelection) -> object:
     )
 
 
-def ingest_job(spec: Spec, names: Names) -> object:
+def ingest_job(spec: Spec, names: Names) -> Job:
     """Return the job that brings many periods in one run, without training: the way to start with history."""
     up_to_features = [
         "listens", "tracks", "users", "stg_listens", "stg_tracks", "stg_users", "interactions", "track_features",
@@ -67,11 +70,41 @@ def ingest_job(spec: Spec, names: Names) -> object:
     )
 
 
-def schedule(spec: Spec, job: object) -> object:
+def deliver_job(spec: Spec, names: Names) -> Job:
+    """Return the job that makes one period's playlists with the champion there is, without training."""
+    delivered = ["batch_inputs", "playlists", "published_playlists"]
+    return dg.define_asset_job(
+        f"{spec.name}_deliver",
+        selection=dg.AssetSelection.assets(*[names.key(asset) for asset in delivered]),
+        description="One period's playlists with the champion that serves now, without training.",
+        tags={"system": spec.name},
+    )
+
+
+def deliver_anyway(spec: Spec, refresh: Job, deliver: Job) -> dg.SensorDefinition:
+    """Return the sensor that keeps Monday: when ingestion or training failed, playlists come from the last champion."""
+
+    @dg.run_failure_sensor(
+        name=f"{spec.name}_deliver_anyway",
+        monitored_jobs=[refresh],
+        request_job=deliver,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="After a failed refresh, makes the period's playlists with the champion and the data there are.",
+    )
+    def sensor(context: dg.RunFailureSensorContext) -> dg.RunRequest | dg.SkipReason:
+        period = context.dagster_run.tags.get("dagster/partition")
+        if period is None:
+            return dg.SkipReason(f"run {context.dagster_run.run_id} was about no single period")
+        return dg.RunRequest(run_key=context.dagster_run.run_id, partition_key=period)
+
+    return sensor
+
+
+def schedule(spec: Spec, job: Job) -> Any:
     """Return the schedule that asks for the last completed period: every Monday, or every first of the month."""
     weekly = spec.periods.cadence == "weekly"
     return dg.build_schedule_from_partitioned_job(
-        job,  # type: ignore[arg-type]
+        job,
         name=f"{spec.name}_every_monday" if weekly else f"{spec.name}_every_month",
         description=f"Playlists for the last completed period, at {spec.periods.hour}:00 {spec.periods.timezone}.",
         hour_of_day=spec.periods.hour,

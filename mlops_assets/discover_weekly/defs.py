@@ -39,13 +39,13 @@ def _assembled(spec: Spec, environment: Environment) -> dg.Definitions:
     checks = interactions_checks(spec, names)
     require_gates(spec.risk, spec.name, provided_gates(spec), defined_keys(assets, checks))
     everything = dg.AssetSelection.assets(*[key for item in assets for key in item.keys])
-    job = automation.refresh_job(spec, everything)
+    job, deliver = automation.refresh_job(spec, everything), automation.deliver_job(spec, names)
     return dg.Definitions(
         assets=assets,
         asset_checks=checks,
-        jobs=[job, automation.ingest_job(spec, names)],  # type: ignore[list-item]
-        schedules=[automation.schedule(spec, job)],  # type: ignore[list-item]
-        sensors=[automation.team_sensor(spec, names)],
+        jobs=[job, deliver, automation.ingest_job(spec, names)],
+        schedules=[automation.schedule(spec, job)],
+        sensors=[automation.team_sensor(spec, names), automation.deliver_anyway(spec, job, deliver)],
     )
 
 

@@ -1,7 +1,7 @@
-"""The steps between assets and models: what is trained, judged and decided for one period.
+"""The steps between assets and models: what is trained for one period, and from what.
 
-What belongs here: functions from snapshots and versions to versions and verdicts. What does not: Dagster, and the
-mathematics (collaborative.py, content.py, blend.py, evaluation.py).
+What belongs here: functions from snapshots and versions to versions. What does not: the verdict (judging.py), Dagster,
+and the mathematics (collaborative.py, content.py, blend.py).
 """
 
 import json
@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,7 @@ import pandas as pd
 
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.registry import (
-    ChampionHistory,
-    ChampionRecord,
-    GateResult,
-    ModelVersion,
-    Registry,
-    decide,
-)
+from mlops_assets.foundation.registry import ChampionHistory, ModelVersion, Registry
 from mlops_assets.foundation.resources import Warehouse
 from mlops_assets.foundation.snapshots import Snapshot
 
@@ -33,15 +26,11 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from mlops_assets.discover_weekly.blend import BlendModel
-    from mlops_assets.discover_weekly.evaluation import Evaluation
     from mlops_assets.discover_weekly.interactions import Split
-    from mlops_assets.foundation.io_managers import Judged
 
 Tell = Callable[[str], None]
 
 _log = logging.getLogger(__name__)
-# Similarities of all pairs of tracks grow with the square of the plays; a baseline needs no more users than these.
-_ITEM_ITEM_USERS = 20_000
 
 
 def model_name(spec: Spec, model: str) -> str:
@@ -254,173 +243,3 @@ def _facts(training_set: Snapshot, tags: Mapping[str, str], owner: str) -> dict[
         "trained_until": str(training_set.metadata["train_until"]),
         "as_of": str(training_set.metadata["as_of"]),
     }
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A metric's mean over users with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """A candidate on held-out listening: what the verdict rests on, and what the page shows of it."""
-
-    version: ModelVersion
-    evidence_sha256: str
-    metric: str
-    headline: Mapping[str, Measured]
-    table: pd.DataFrame
-    gates_table: pd.DataFrame
-    users: int
-    plotted: Mapping[str, float]
-
-
-def judge(
-    spec: Spec,
-    training_set: Snapshot,
-    features: pd.DataFrame,
-    candidate: ModelVersion,
-    champion: ModelVersion | None,
-    registry: Registry,
-) -> Judgement:
-    """Measure a candidate beside baselines and champion and store the evidence with its version."""
-    from mlops_assets.discover_weekly.evaluation import ItemItem, Popular, evaluate
-
-    split, rules = read_split(training_set, "train", "test", features), spec.evaluation
-    few = split.train.rows(np.arange(min(split.train.n_users, _ITEM_ITEM_USERS)))
-    compared = champion if champion is not None and champion.sha256 != candidate.sha256 else None
-    blend = load_blend(registry, candidate)
-    measured = evaluate(
-        blend.scorer(features),
-        split.train,
-        split.held_out,
-        baselines={
-            "collaborative": blend.collaborative.recommend,
-            "popular": Popular(split.train),
-            "item_item": ItemItem(few),
-        },
-        champion=load_blend(registry, compared).scorer(features) if compared is not None else None,
-        tracks=features,
-        ks=sorted({rules.k, spec.playlist.length}),
-        seed=rules.seed,
-    )
-    gates = [_accuracy_gate(spec, measured, baseline) for baseline in rules.must_beat]
-    if compared is not None:
-        gates.append(_comparison_gate(spec, measured, candidate, compared))
-    evidence = {
-        "gates": [gate.as_row() for gate in gates],
-        "evaluation": measured.to_dict(),
-        "split": dict(training_set.metadata),
-        "training_set": training_set.sha256,
-        "candidate": {"model": candidate.model, **candidate.as_part()},
-        "champion": champion.as_part() if champion is not None else None,
-    }
-    digest = registry.attach_evidence(candidate, evidence)
-    return _judgement(spec, candidate, digest, measured, gates)
-
-
-def _judgement(
-    spec: Spec, candidate: ModelVersion, digest: str, measured: "Evaluation", gates: list[GateResult]
-) -> Judgement:
-    k = spec.evaluation.k
-    contestants = measured.protocol["contestants"]
-    headline = {name: Measured(*measured.value(name, "ndcg", k)) for name in contestants}
-    table = measured.table[measured.table["k"] == k].pivot_table(
-        index="metric", columns="contestant", values="mean", sort=True
-    )
-    own = measured.table[(measured.table["contestant"] == "candidate") & measured.table["mean"].notna()]
-    plotted = {
-        f"{metric}_at_{length}": float(value)
-        for metric, length, value in zip(own["metric"], own["k"], own["mean"].to_numpy(), strict=True)
-    }
-    plotted |= {f"{name}_ndcg_at_{k}": value.value for name, value in headline.items() if name != "candidate"}
-    return Judgement(
-        candidate,
-        digest,
-        f"nDCG@{k}",
-        headline,
-        table.reset_index(),
-        gates_table(gates),
-        int(measured.protocol["users"]),
-        plotted,
-    )
-
-
-def _accuracy_gate(spec: Spec, measured: "Evaluation", baseline: str) -> GateResult:
-    gain = measured.difference(baseline, "ndcg", spec.evaluation.k)
-    return GateResult(
-        "accuracy",
-        "passed" if gain.low > 0 else "failed",
-        gain.mean,
-        0.0,
-        (gain.low, gain.high),
-        f"gain in nDCG@{spec.evaluation.k} over {baseline}; its interval must lie above 0",
-    )
-
-
-def _comparison_gate(spec: Spec, measured: "Evaluation", candidate: ModelVersion, champion: ModelVersion) -> GateResult:
-    """Better than the champion by its interval; or, once the champion is old, not worse by more than the margin."""
-    rules = spec.evaluation
-    gain = measured.difference("champion", "ndcg", rules.k)
-    margin = -rules.margin * measured.value("champion", "ndcg", rules.k).mean
-    old = spec.periods.shift(champion.tags["as_of"], rules.champion_max_age) <= candidate.tags["as_of"]
-    bound = margin if old else 0.0
-    return GateResult(
-        "champion_comparison",
-        "passed" if gain.low > bound else "failed",
-        gain.mean,
-        bound,
-        (gain.low, gain.high),
-        f"gain in nDCG@{rules.k} over version {champion.version}"
-        + (f", which is {rules.champion_max_age} periods old: as good is enough" if old else ""),
-    )
-
-
-def decide_champion(
-    spec: Spec, history: ChampionHistory, judged: "Judged", *, by: str
-) -> tuple[ChampionRecord, pd.DataFrame]:
-    """Judge a candidate on the evidence stored with it and return the next record of the champion's history."""
-    registry = history.registry
-    evidence = registry.evidence(judged.version, judged.evidence_sha256)
-    gates = [_gate(row) for row in evidence["gates"]]
-    comparison = next((gate for gate in gates if gate.gate == "champion_comparison"), None)
-    current = history.champion() if history.current() is not None else None
-    compared_with = evidence["champion"]["sha256"] if evidence["champion"] else None
-    if current is not None and current.sha256 != compared_with:
-        then = (
-            f"{compared_with[:12]}, which does not serve now" if compared_with else "no champion, and there is one now"
-        )
-        reason = f"it was evaluated beside {then}: evaluate again"
-        comparison = GateResult("champion_comparison", "not_assessed", reason=reason)
-        gates = [*(gate for gate in gates if gate.gate != "champion_comparison"), comparison]
-    asked = [gate.name for gate in spec.risk.required_gates() if gate.axis == "algorithm"]
-    required = [name for name in asked if name != "champion_comparison" or current is not None]
-    verdict = decide(judged.version, current, gates, required, comparison)
-    record = history.next_record(verdict, judged.version, by=by, evidence_sha256=judged.evidence_sha256)
-    return record, gates_table(gates)
-
-
-def _gate(row: Mapping[str, Any]) -> GateResult:
-    interval = row.get("interval")
-    return GateResult(**{**row, "interval": tuple(interval) if interval else None})
-
-
-def gates_table(gates: list[GateResult]) -> pd.DataFrame:
-    """Return gates as rows for a page."""
-    return pd.DataFrame(
-        [
-            {
-                "gate": gate.gate,
-                "status": gate.status,
-                "value": gate.value,
-                "bound": gate.bound,
-                "interval": f"{gate.interval[0]:.4f} to {gate.interval[1]:.4f}" if gate.interval else "",
-                "reason": gate.reason,
-            }
-            for gate in gates
-        ]
-    )

@@ -20,6 +20,7 @@ from mlops_assets.discover_weekly.playlists import PLAYLIST_SCHEMA, Catalogue, R
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.discover_weekly.training import shard_name
 from mlops_assets.foundation.batch import BatchResult, Ledger, Progress
+from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.publication import Manifest, Publication, published, read_shard
 from mlops_assets.foundation.registry import ModelVersion, Registry
 from mlops_assets.foundation.snapshots import Snapshot
@@ -51,13 +52,22 @@ class PlaylistBatch:
     ) -> None:
         self.spec, self.period, self.inputs, self.root = spec, period, inputs, root
         self.registry, self.champion = registry, champion
+        # Earlier lists that cannot be read, with the reason.
+        self.damaged: dict[str, str] = {}
         back = spec.playlist.no_repeat_periods
         # Also where repeats are allowed: a shard that fails gets last period's lists.
         names = [spec.periods.shift(period, -step) for step in range(max(back, 1), 0, -1)]
-        found = [published(root, batch_name(spec), name) for name in names]
+        found = [self._published(name) for name in names]
         there = [publication for publication in found if publication is not None]
         self.earlier = there if back else []
         self.previous = there[-1] if there else None
+
+    def _published(self, period: str) -> Publication | None:
+        try:
+            return published(self.root, batch_name(self.spec), period)
+        except UserError as error:
+            self.damaged[period] = str(error)
+            return None
 
     @property
     def model_version(self) -> int:
@@ -165,6 +175,14 @@ class PlaylistBatch:
         return self._lists_of(self.previous, shard, users, columns)
 
     def _lists_of(self, item: Publication, shard: int, users: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+        """Return earlier lists; damaged ones are told and left out, since a new list matters more than a repeat."""
+        try:
+            return self._read_lists(item, shard, users, columns)
+        except UserError as error:
+            self.damaged[f"{item.partition}, shard {shard}"] = str(error)
+            return pd.DataFrame(columns=columns, dtype=object)
+
+    def _read_lists(self, item: Publication, shard: int, users: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         # Users are dealt by a hash: a shard keeps its users from period to period unless the number of shards changed.
         same_deal = len(item.manifest.shards) == self.spec.playlist.shards
         if same_deal and item.manifest.shards[shard].file is None:
@@ -175,9 +193,12 @@ class PlaylistBatch:
 
     def judge(self, manifest: Manifest) -> rules.Findings:
         """Judge the written rows against the rules, reading them back from their files."""
-        return rules.judge(
+        findings = rules.judge(
             self._shards_to_judge(manifest), self.tracks, self.spec.playlist, released_before=self.released_before
         )
+        told = [f"the lists of {what} cannot be read" for what in sorted(self.damaged)]
+        findings.add("no_repeats_of_last_weeks", told)
+        return findings
 
     def _shards_to_judge(self, manifest: Manifest) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
         for entry in manifest.shards:
@@ -207,8 +228,7 @@ class PlaylistBatch:
     def coverage_history(self, findings: rules.Findings) -> list[float]:
         """Return the catalogue coverage of the earlier lists and of this one."""
         size = max(self.catalogue_size, 1)
-        earlier = [_distinct_tracks(item) / size for item in self.earlier]
-        return [*earlier, findings.coverage(size)]
+        return [*(_distinct_tracks(item) / size for item in self.earlier), findings.coverage(size)]
 
 
 def _code_sha256() -> str:
@@ -218,8 +238,12 @@ def _code_sha256() -> str:
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in modules)).hexdigest()
 
 
-def _distinct_tracks(item: Publication) -> int:
+def _distinct_tracks(item: Publication) -> float:
+    """Return how many tracks a publication shows; nan where its files are damaged, which leaves a gap in the line."""
     seen: set[Any] = set()
-    for table in item.tables(["track_id"]):
-        seen.update(table.column("track_id").unique().to_pylist())
-    return len(seen)
+    try:
+        for table in item.tables(["track_id"]):
+            seen.update(table.column("track_id").unique().to_pylist())
+    except UserError:
+        return math.nan
+    return float(len(seen))

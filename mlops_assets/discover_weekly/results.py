@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from mlops_assets.discover_weekly.pipeline import Judgement
+from mlops_assets.discover_weekly.judging import Judgement
 from mlops_assets.discover_weekly.playlist_batch import PlaylistBatch
 from mlops_assets.discover_weekly.rules import Findings
 from mlops_assets.discover_weekly.spec import Spec

@@ -162,7 +162,12 @@ def _split_by_time(tables: Tables, spec: Spec, plan: SplitPlan) -> None:
 
 
 def _split_stratified(tables: Tables, spec: Spec, plan: SplitPlan) -> None:
+    """Hold a fifth of the judged users' tracks back; whom nobody judges is learned from whole."""
     _weighed(tables, spec, "split_all", plan.earliest, plan.as_of)
+    tables.execute(
+        "create or replace temp table judged as select user_id from split_all group by user_id "
+        f"order by md5(user_id || '{spec.evaluation.seed}'), user_id limit {spec.evaluation.max_users}"
+    )
     for whole, kept, held, salt in (
         ("split_all", "split_train", "split_test", _SPLIT_SEED),
         ("split_train", "split_inner", "split_validation", _SPLIT_SEED + 1),
@@ -171,18 +176,14 @@ def _split_stratified(tables: Tables, spec: Spec, plan: SplitPlan) -> None:
             "create or replace temp table dealt as select user_id, track_id, confidence, "
             f"row_number() over (partition by user_id order by md5(user_id || '|' || track_id || '|{salt}')) "
             f"<= least(round(count(*) over (partition by user_id) * {TEST_SHARE}), "
-            f"count(*) over (partition by user_id) - 1) as held from {whole} where confidence > 0"
+            f"count(*) over (partition by user_id) - 1) as held from {whole} semi join judged using (user_id) "
+            "where confidence > 0"
         )
         tables.execute(
-            f"create or replace temp table {kept} as select user_id, track_id, confidence from dealt where not held "
-            f"union all select user_id, track_id, confidence from {whole} where confidence = 0"
+            f"create or replace temp table {kept} as select user_id, track_id, confidence from {whole} "
+            "anti join (select user_id, track_id from dealt where held) using (user_id, track_id)"
         )
-        tables.execute(
-            f"create or replace temp table {held} as with judged as ("
-            "select distinct user_id, md5(user_id) as draw from dealt where held "
-            f"order by draw limit {spec.evaluation.max_users}) "
-            "select user_id, track_id from dealt inner join judged using (user_id) where held"
-        )
+        tables.execute(f"create or replace temp table {held} as select user_id, track_id from dealt where held")
 
 
 def batch_tables(tables: Tables, spec: Spec, as_of: str) -> dict[str, Stream]:

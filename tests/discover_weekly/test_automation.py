@@ -118,13 +118,22 @@ def test_a_tick_before_the_first_week_is_over_asks_for_nothing(utc_schedule: dg.
     assert _tick(utc_schedule, datetime(2024, 1, 4, 6, tzinfo=UTC)) == []
 
 
-def test_nothing_runs_before_somebody_switches_it_on(place: Environment, small_spec: Spec) -> None:
+def test_nothing_starts_by_itself_before_somebody_switches_it_on(place: Environment, small_spec: Spec) -> None:
     location = build_defs(place, [small_spec])
-    schedules, sensors = list(location.schedules or []), list(location.sensors or [])
-    assert [item.name for item in schedules] == ["discover_weekly_every_monday"]
-    assert [item.name for item in sensors] == ["discover_weekly_team_changes"]
-    assert location.resolve_schedule_def(schedules[0].name).default_status == dg.DefaultScheduleStatus.STOPPED
-    assert sensors[0].default_status == dg.DefaultSensorStatus.STOPPED
+    (schedule,) = list(location.schedules or [])
+    sensors = {sensor.name: sensor for sensor in location.sensors or []}
+    assert location.resolve_schedule_def(schedule.name).default_status == dg.DefaultScheduleStatus.STOPPED
+    assert sensors["discover_weekly_team_changes"].default_status == dg.DefaultSensorStatus.STOPPED
+
+
+def test_the_one_sensor_that_is_on_only_answers_a_failed_refresh(place: Environment, small_spec: Spec) -> None:
+    running = [
+        sensor
+        for sensor in build_defs(place, [small_spec]).sensors or []
+        if sensor.default_status == dg.DefaultSensorStatus.RUNNING
+    ]
+    assert [sensor.name for sensor in running] == ["discover_weekly_deliver_anyway"]
+    assert isinstance(running[0], dg.RunStatusSensorDefinition)
 
 
 @pytest.mark.parametrize(

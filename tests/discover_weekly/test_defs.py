@@ -58,7 +58,8 @@ def test_the_assets_are_these(specs: Mapping[str, dg.AssetSpec]) -> None:
 
 
 def test_the_jobs_are_these(location: dg.Definitions) -> None:
-    assert {job.name for job in location.jobs or []} == {"discover_weekly_refresh", "discover_weekly_ingest"}
+    names = {job.name for job in location.jobs or []}
+    assert names == {"discover_weekly_refresh", "discover_weekly_ingest", "discover_weekly_deliver"}
 
 
 @pytest.mark.parametrize("asset", sorted(ASSETS))
@@ -286,7 +287,10 @@ def test_two_systems_live_in_one_location(place: Environment, make_spec: Callabl
     dg.Definitions.validate_loadable(location)
     keys = {key.to_user_string() for key in location.resolve_asset_graph().get_all_asset_keys()}
     assert keys == {f"{system}/{asset}" for system in ("discover_weekly", "films") for asset in ASSETS}
-    assert len(list(location.schedules or [])) == len(list(location.sensors or [])) == 2
+    for own in (location.schedules, location.sensors, location.jobs):
+        named = [item.name for item in own or []]
+        halves = [{name for name in named if name.startswith(system)} for system in ("discover_weekly", "films")]
+        assert len(halves[0]) == len(halves[1]) == len(named) / 2
 
 
 def test_a_file_adds_a_system_to_the_default_one(tmp_path: Path) -> None:

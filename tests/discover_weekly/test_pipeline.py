@@ -9,8 +9,8 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from mlops_assets.discover_weekly import pipeline
-from mlops_assets.discover_weekly.pipeline import Judgement
+from mlops_assets.discover_weekly import judging, pipeline
+from mlops_assets.discover_weekly.judging import Judgement
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.io_managers import Judged
@@ -54,7 +54,7 @@ class Workshop:
         return pipeline.train_blend(spec, self.sets[week], self.features, *self.parts(spec, week), self.registry, tags)
 
     def judge(self, spec: Spec, candidate: ModelVersion, champion: ModelVersion | None) -> Judgement:
-        return pipeline.judge(spec, self.sets[WEEKS[4]], self.features, candidate, champion, self.registry)
+        return judging.judge(spec, self.sets[WEEKS[4]], self.features, candidate, champion, self.registry)
 
 
 def workshop(finished: Finished, folder: Path) -> Workshop:
@@ -105,7 +105,7 @@ def history(shop: Workshop) -> Iterator[ChampionHistory]:
 def decided(spec: Spec, history: ChampionHistory, judgement: Judgement) -> ChampionRecord:
     """Decide and log the record, as the champion's asset does."""
     judged = Judged(judgement.version, judgement.evidence_sha256)
-    record, _ = pipeline.decide_champion(spec, history, judged, by="test")
+    record, _ = judging.decide_champion(spec, history, judged, by="test")
     key = dg.AssetKey(["discover_weekly", "champion"])
     history.instance.report_runless_asset_event(dg.AssetMaterialization(key, metadata=record.metadata()))
     return record
@@ -300,4 +300,4 @@ def test_evidence_of_another_version_is_refused(
     finished: Finished, history: ChampionHistory, first: Judgement, bad: ModelVersion
 ) -> None:
     with pytest.raises(UserError):
-        pipeline.decide_champion(finished.spec, history, Judged(bad, first.evidence_sha256), by="test")
+        judging.decide_champion(finished.spec, history, Judged(bad, first.evidence_sha256), by="test")

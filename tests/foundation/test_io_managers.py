@@ -134,7 +134,9 @@ def test_a_pointer_is_small_and_holds_no_copy(
 ) -> None:
     chain = Chain(place, "versions", ModelVersion)
     chain.store(instance, SECOND, register(registry, tmp_path, "six"))
-    (pointer,) = (place.home / "store" / "_pointers" / "chain_of_modelversion" / "stored").glob(f"partition-{SECOND}.json")
+    (pointer,) = (place.home / "store" / "_pointers" / "chain_of_modelversion" / "stored").glob(
+        f"partition-{SECOND}.json"
+    )
     assert pointer.stat().st_size < 300
     assert "six" not in pointer.read_text(encoding="utf-8")
 

@@ -59,7 +59,8 @@ def test_a_constant_series_is_a_level_line() -> None:
 
 @pytest.mark.parametrize("rows", [1, 4, 12])
 def test_intervals_are_a_picture_that_the_event_log_can_bear(rows: int) -> None:
-    drawn = intervals({f"contestant {at}": (at / 10, at / 10 - 0.02, at / 10 + 0.03) for at in range(rows)}, title="nDCG@10", axis="nDCG")  # fmt: skip
+    measured = {f"contestant {at}": (at / 10, at / 10 - 0.02, at / 10 + 0.03) for at in range(rows)}
+    drawn = intervals(measured, title="nDCG@10", axis="nDCG")
     assert drawn.startswith(b"\x89PNG\r\n")
     assert 1_000 < len(drawn) <= 30_000
 

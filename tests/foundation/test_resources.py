@@ -55,9 +55,7 @@ def test_a_second_process_waits_for_its_turn(tmp_path: Path, holder: "subprocess
     assert time.monotonic() - started >= 0.4
 
 
-def test_a_warehouse_that_stays_held_is_named_with_the_remedy(
-    tmp_path: Path, holder: "subprocess.Popen[str]"
-) -> None:
+def test_a_warehouse_that_stays_held_is_named_with_the_remedy(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
     warehouse = Warehouse(database=str(tmp_path / "warehouse.duckdb"), wait_seconds=0.3)
     with pytest.raises(UserError, match="cannot open the warehouse") as caught:
         warehouse.query("select 1")
