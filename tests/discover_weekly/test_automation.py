@@ -120,20 +120,15 @@ def test_a_tick_before_the_first_week_is_over_asks_for_nothing(utc_schedule: dg.
 
 def test_nothing_starts_by_itself_before_somebody_switches_it_on(place: Environment, small_spec: Spec) -> None:
     location = build_defs(place, [small_spec])
-    (schedule,) = list(location.schedules or [])
-    sensors = {sensor.name: sensor for sensor in location.sensors or []}
-    assert location.resolve_schedule_def(schedule.name).default_status == dg.DefaultScheduleStatus.STOPPED
-    assert sensors["discover_weekly_team_changes"].default_status == dg.DefaultSensorStatus.STOPPED
-
-
-def test_the_one_sensor_that_is_on_only_answers_a_failed_refresh(place: Environment, small_spec: Spec) -> None:
-    running = [
-        sensor
-        for sensor in build_defs(place, [small_spec]).sensors or []
-        if sensor.default_status == dg.DefaultSensorStatus.RUNNING
-    ]
-    assert [sensor.name for sensor in running] == ["discover_weekly_deliver_anyway"]
-    assert isinstance(running[0], dg.RunStatusSensorDefinition)
+    schedules = {
+        item.name: location.resolve_schedule_def(item.name).default_status for item in location.schedules or []
+    }
+    sensors = {item.name: item.default_status for item in location.sensors or []}
+    assert schedules == {"discover_weekly_every_monday": dg.DefaultScheduleStatus.STOPPED}
+    assert sensors == {
+        "discover_weekly_team_changes": dg.DefaultSensorStatus.STOPPED,
+        "discover_weekly_deliver_anyway": dg.DefaultSensorStatus.STOPPED,
+    }
 
 
 @pytest.mark.parametrize(
