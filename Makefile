@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
 	&& { echo $$p; break; }; done)
+# Settings of this checkout, as .env.example lists them.
+-include .env
+export
 export MLOPS_ASSETS_HOME ?= $(CURDIR)/.mlops_assets
 export DAGSTER_HOME ?= $(MLOPS_ASSETS_HOME)/dagster
 

@@ -32,7 +32,13 @@ class _Group(click.Group):
 @click.group(cls=_Group)
 @click.version_option(__version__)
 def main() -> None:
-    """Three machine-learning products on Dagster."""
+    """Machine-learning products on Dagster: run, read, watch, roll back.
+
+    Settings come from the environment and from a file .env in the current folder; the environment wins.
+    """
+    from dotenv import load_dotenv
+
+    load_dotenv(Path.cwd() / ".env")
 
 
 def _escaped(text: str) -> str:
@@ -109,7 +115,8 @@ def _run_spec(spec: Any, *, first: str | None, last: str | None, publish: int) -
                 run_job(defs.resolve_job_def(job), instance, follow, periods=span, name=f"{spec.name}, {label}")
             warnings |= {text.split(": ", 1)[0]: text for text in follow.warnings}
         for text in warnings.values():
-            console.print(f"[yellow]warning[/] {_escaped(text)}")
+            unknown = ": Not assessed: " in text
+            console.print(f"[dim]note[/] {_escaped(text)}" if unknown else f"[yellow]warning[/] {_escaped(text)}")
         _print_status(console, spec, place, instance)
     console.print(f"done in {time.monotonic() - started:.0f} s")
 

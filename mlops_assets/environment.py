@@ -43,6 +43,7 @@ class Environment:
     def resources(self) -> dict[str, object]:
         """Return the resources by name, as `Definitions` takes them."""
         from mlops_assets.foundation.io_managers import ManifestIOManager, SnapshotIOManager, VersionIOManager
+        from mlops_assets.foundation.table_io import table_io_manager
 
         store = self.home / "store"
         models = ModelRegistry(tracking_uri=f"sqlite:///{self.home / 'mlflow.db'}", root=str(store / "models"))
@@ -53,13 +54,8 @@ class Environment:
             "snapshots": SnapshotIOManager(root=str(store / "snapshots")),
             "versions": VersionIOManager(root=str(store), models=models),
             "manifests": ManifestIOManager(root=str(store)),
-            "tables": self._tables(),
+            "tables": table_io_manager(str(self.warehouse_file)),
         }
-
-    def _tables(self) -> object:
-        from dagster_duckdb_pandas import DuckDBPandasIOManager
-
-        return DuckDBPandasIOManager(database=str(self.warehouse_file))
 
 
 def current(settings: Mapping[str, str] | None = None) -> Environment:

@@ -130,7 +130,9 @@ def run_job(
     if not result.success:
         told = "".join(f"\n  {', '.join(steps)}: {cause}" for cause, steps in follow.causes().items())
         told = told or " see the run in the UI"
-        again = "Run the same command again when the cause is mended: what is finished is not done again"
+        again = (
+            "Run the same command again when the cause is mended: finished shards and known models are not made again"
+        )
         raise UserError(
             f"{name} failed:{told}\n{again}",
             where=f"run {run_id}",

@@ -18,12 +18,12 @@ from mlops_assets.discover_weekly.automation import freshness_of, on_team_change
 from mlops_assets.discover_weekly.contracts import TRACKS, USERS, listens_contract
 from mlops_assets.discover_weekly.ingestion import ingest_listens, read_tracks, read_users
 from mlops_assets.discover_weekly.names import Names
-from mlops_assets.discover_weekly.playlist_batch import PlaylistBatch
+from mlops_assets.discover_weekly.playlist_batch import PlaylistBatch, publish_batch
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.discover_weekly.training import batch_tables, filled_periods, plan_split, training_tables
 from mlops_assets.foundation import metadata as md
 from mlops_assets.foundation.io_managers import Judged
-from mlops_assets.foundation.publication import Manifest, publish
+from mlops_assets.foundation.publication import Manifest
 from mlops_assets.foundation.registry import ChampionHistory, ModelVersion
 from mlops_assets.foundation.resources import ModelRegistry, ObjectStore, Warehouse
 from mlops_assets.foundation.retries import IO_RETRY, mistakes_are_final
@@ -314,7 +314,7 @@ def _delivery(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     ) -> Iterator[Any]:
         """A playlist for every user, shard by shard; a run that died goes on where it stopped."""
         registry = models.open()
-        champion = pipeline.current_champion(spec, context.instance, registry)
+        champion = pipeline.champion_for(spec, context.instance, registry, store.path(), context.partition_key)
         batch = PlaylistBatch(spec, context.partition_key, batch_inputs, store.path(), registry, champion)
         manifest, outcome = batch.write(context.run.run_id, context.log.info)
         findings = batch.judge(manifest)
@@ -330,7 +330,8 @@ def _delivery(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     )
     def published_playlists(playlists: Manifest, store: ObjectStore) -> dg.MaterializeResult[None]:
         """What readers see: one pointer, moved from the whole old period to the whole new one."""
-        published = publish(store.path(), playlists.name, playlists.partition, playlists, allow_incomplete=True)
+        with mistakes_are_final():
+            published = publish_batch(spec, store.path(), playlists)
         return results.publication_result(published)
 
     return [playlists, published_playlists]

@@ -92,9 +92,12 @@ def deliver_anyway(spec: Spec, refresh: Job, deliver: Job) -> dg.SensorDefinitio
         description="After a failed refresh, makes the period's playlists with the champion and the data there are.",
     )
     def sensor(context: dg.RunFailureSensorContext) -> dg.RunRequest | dg.SkipReason:
-        period = context.dagster_run.tags.get("dagster/partition")
+        tags = context.dagster_run.tags
+        period = tags.get("dagster/partition")
         if period is None:
             return dg.SkipReason(f"run {context.dagster_run.run_id} was about no single period")
+        if tags.get("dagster/will_retry") == "true":
+            return dg.SkipReason(f"run {context.dagster_run.run_id} will be tried again first")
         return dg.RunRequest(run_key=context.dagster_run.run_id, partition_key=period)
 
     return sensor

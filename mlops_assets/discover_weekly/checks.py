@@ -62,14 +62,15 @@ def listens_results(
 ) -> Iterator[dg.AssetCheckResult]:
     """Judge what an ingestion brought; the last period is compared with those before it."""
     key = dg.AssetKey([spec.name, "listens"])
-    share, bound = report.quarantine_share, spec.checks.quarantine_share
+    (worst, share), bound = report.worst_period, spec.checks.quarantine_share
     yield outcome(
         spec,
         "data",
         "few_rows_in_quarantine",
         key,
         "passed" if share <= bound else "failed",
-        f"{report.quarantined_rows} rows ({share:.2%}) are in quarantine, {report.accepted_rows} are accepted.",
+        f"{report.quarantined_rows} rows are in {spec.name}.quarantined_rows, {report.accepted_rows} are accepted; "
+        f"the most of one period are {share:.2%}, of {worst}.",
         {
             "share": share,
             "bound": bound,
@@ -171,6 +172,7 @@ def interactions_checks(spec: Spec, names: Names) -> list[dg.AssetChecksDefiniti
         "interactions_match_profile": "Counts and ranges look like the periods before.",
         "interactions_have_not_drifted": "Plays, skips, markets and ages of tracks are distributed as before.",
         "interactions_are_of_known_tracks": "Every track that was played is in the catalogue.",
+        "interactions_are_of_known_users": "Everybody who listened is owed a playlist: the list of users is complete.",
     }
     specs = [
         dg.AssetCheckSpec(
@@ -198,6 +200,7 @@ def interactions_checks(spec: Spec, names: Names) -> list[dg.AssetChecksDefiniti
         )
         yield from compared(spec, "interactions", joined, INTERACTIONS, periods, warehouse, store)
         yield _known_tracks(spec, key, periods, warehouse)
+        yield _known_users(spec, key, periods, warehouse)
 
     return [checks_of_interactions]
 
@@ -237,6 +240,21 @@ def _known_tracks(spec: Spec, key: dg.AssetKey, periods: Sequence[str], warehous
     )
 
 
+def _known_users(spec: Spec, key: dg.AssetKey, periods: Sequence[str], warehouse: Warehouse) -> dg.AssetCheckResult:
+    found = warehouse.query(
+        "select count(*) as listeners, count(*) filter (users.user_id is null) as unknown "
+        f"from (select distinct user_id from {spec.name}.interactions "
+        "where period between cast(? as date) and cast(? as date)) as heard "
+        f"left join {spec.name}.stg_users as users using (user_id)",
+        [periods[0], periods[-1]],
+    )
+    listeners, unknown = int(found["listeners"].iloc[0]), int(found["unknown"].iloc[0])
+    words = f"{unknown} of {listeners} listeners are not among the users: they get no playlist until they are."
+    status = "failed" if unknown else "passed" if listeners else "not_assessed"
+    name = "interactions_are_of_known_users"
+    return outcome(spec, "data", name, key, status, words, {"listeners": listeners, "unknown_users": unknown})
+
+
 def ingestion_metadata(report: IngestReport) -> dict[str, Any]:
     """Return what an ingestion's page shows."""
     shown: dict[str, Any] = {
@@ -244,6 +262,7 @@ def ingestion_metadata(report: IngestReport) -> dict[str, Any]:
         "quarantined_rows": report.quarantined_rows,
         "duplicates": report.duplicates,
         "rows_of_other_periods": report.outside,
+        "rows_without_a_usable_time": report.timeless_rows,
     }
     if report.examples:
         shown["quarantined_examples"] = md.table(pd.DataFrame(report.examples))

@@ -44,7 +44,8 @@ def _assembled(spec: Spec, environment: Environment) -> dg.Definitions:
         assets=assets,
         asset_checks=checks,
         jobs=[job, deliver, automation.ingest_job(spec, names)],
-        schedules=[automation.schedule(spec, job)],
+        # Listens without times are one period: there is no next one to ask for.
+        schedules=[automation.schedule(spec, job)] if spec.data.timed else [],
         sensors=[automation.team_sensor(spec, names), automation.deliver_anyway(spec, job, deliver)],
     )
 

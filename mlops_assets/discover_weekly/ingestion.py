@@ -33,6 +33,9 @@ QUARANTINE_COLUMNS: Mapping[str, str] = {
 }  # fmt: skip
 
 
+NO_PERIOD = "no period"
+
+
 @dataclass
 class IngestReport:
     """What an ingestion did, by period where a period is known."""
@@ -55,10 +58,24 @@ class IngestReport:
         return sum(self.quarantined.values())
 
     @property
-    def quarantine_share(self) -> float:
-        """Quarantined rows among all rows of the periods."""
-        total = self.accepted_rows + self.quarantined_rows
-        return self.quarantined_rows / total if total else 0.0
+    def worst_period(self) -> tuple[str, float]:
+        """The period with the largest share of quarantined rows, and that share; no period hides in a range.
+
+        Rows without a usable time are of no period: a file shows all of them again with every period, so they are
+        counted by `timeless_rows` and would only drown the share.
+        """
+        shares = {
+            period: self.quarantined.get(period, 0) / (rows + self.quarantined.get(period, 0))
+            for period, rows in self.accepted.items()
+            if rows + self.quarantined.get(period, 0)
+        }
+        worst = max(shares, key=lambda period: shares[period], default="no period")
+        return worst, shares.get(worst, 0.0)
+
+    @property
+    def timeless_rows(self) -> int:
+        """Quarantined rows that no period owns."""
+        return self.quarantined.get(NO_PERIOD, 0)
 
 
 def window_of(spec: Spec, first: str, last: str) -> tuple[datetime, datetime]:
@@ -235,7 +252,7 @@ def _count(tables: Tables, report: IngestReport) -> None:
     ).itertuples(index=False):
         report.accepted[str(period)[:10]] = int(rows)
     for period, rows in tables.query(
-        "select coalesce(cast(period as varchar), 'no period') as p, count(distinct (source, row)) as n "
+        f"select coalesce(cast(period as varchar), '{NO_PERIOD}') as p, count(distinct (source, row)) as n "
         "from refused group by 1"
     ).itertuples(index=False):
         report.quarantined[str(period)[:10]] = int(rows)

@@ -19,6 +19,7 @@ from mlops_assets.foundation.registry import (
     GateResult,
     ModelVersion,
     Registry,
+    Verdict,
     decide,
 )
 from mlops_assets.foundation.snapshots import Snapshot
@@ -107,6 +108,8 @@ def _judgement(
     table = measured.table[measured.table["k"] == k].pivot_table(
         index="metric", columns="contestant", values="mean", sort=True
     )
+    first = [name for name in ("ndcg", "hit_rate", "precision", "recall", "map", "coverage") if name in table.index]
+    table = table.reindex([*first, *table.index.difference(first)])
     own = measured.table[(measured.table["contestant"] == "candidate") & measured.table["mean"].notna()]
     plotted = {
         f"{metric}_at_{length}": float(value)
@@ -140,6 +143,9 @@ def _accuracy_gate(spec: Spec, measured: "Evaluation", baseline: str) -> GateRes
 def _comparison_gate(spec: Spec, measured: "Evaluation", candidate: ModelVersion, champion: ModelVersion) -> GateResult:
     """Better than the champion by its interval; or, once the champion is old, not worse by more than the margin."""
     rules = spec.evaluation
+    if champion.tags["trained_until"] > candidate.tags["trained_until"]:
+        reason = f"version {champion.version} has learned from what the candidate is tested on: no fair comparison"
+        return GateResult("champion_comparison", "not_assessed", reason=reason)
     gain = measured.difference("champion", "ndcg", rules.k)
     margin = -rules.margin * measured.value("champion", "ndcg", rules.k).mean
     old = spec.periods.shift(champion.tags["as_of"], rules.champion_max_age) <= candidate.tags["as_of"]
@@ -175,8 +181,24 @@ def decide_champion(
     asked = [gate.name for gate in spec.risk.required_gates() if gate.axis == "algorithm"]
     required = [name for name in asked if name != "champion_comparison" or current is not None]
     verdict = decide(judged.version, current, gates, required, comparison)
+    if verdict.verdict == "promoted" and (told := _rolled_back(history, judged.version)):
+        verdict = Verdict("kept", (told,))
     record = history.next_record(verdict, judged.version, by=by, evidence_sha256=judged.evidence_sha256)
     return record, gates_table(gates)
+
+
+def _rolled_back(history: ChampionHistory, candidate: ModelVersion) -> str | None:
+    """Say why a version may not come back by itself: somebody rolled back from its content, and nobody back to it."""
+    told = None
+    for record in history.records():
+        if record.verdict != "rolled_back":
+            continue
+        left = history.registry.get(history.model, record.from_version) if record.from_version else None
+        if left is not None and left.sha256 == candidate.sha256:
+            told = f"{record.by} rolled back from version {left.version} ({record.reason}); only a rollback lifts that"
+        if record.sha256 == candidate.sha256:
+            told = None
+    return told
 
 
 def _gate(row: Mapping[str, Any]) -> GateResult:

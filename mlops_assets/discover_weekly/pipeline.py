@@ -10,11 +10,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from upath import UPath
 
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.foundation.errors import UserError
@@ -81,6 +83,27 @@ def current_champion(spec: Spec, instance: "dg.DagsterInstance", registry: Regis
     except UserError as error:
         _log.warning("The champion is read from the event log; its alias will be mended later. %s", error)
     return history.champion()
+
+
+def champion_for(
+    spec: Spec, instance: "dg.DagsterInstance", registry: Registry, root: UPath, period: str
+) -> ModelVersion | None:
+    """Return the version whose lists a period shall have.
+
+    That is the champion of now; but a period that was published and has been followed by another one keeps the version
+    that served when it was published, so that a rerun repeats history and does not rewrite it.
+    """
+    from mlops_assets.discover_weekly.playlist_batch import batch_name
+    from mlops_assets.foundation.publication import newest_first, published
+
+    done = published(root, batch_name(spec), period)
+    damaged: dict[str, str] = {}
+    newest = next(newest_first(root, batch_name(spec), damaged=damaged), None)
+    if done is None or newest is None or newest.partition <= period:
+        return current_champion(spec, instance, registry)
+    history = ChampionHistory(instance, spec.name, registry, blend_name(spec))
+    record = history.production_at(datetime.fromisoformat(done.published_at))
+    return registry.get(blend_name(spec), record.version) if record is not None and record.version else None
 
 
 def read_split(training_set: Snapshot, learned: str, held_out: str, features: pd.DataFrame | None = None) -> "Split":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from upath import UPath
 
 from mlops_assets.discover_weekly import rules
@@ -21,7 +22,14 @@ from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.discover_weekly.training import shard_name
 from mlops_assets.foundation.batch import BatchResult, Ledger, Progress
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.publication import Manifest, Publication, published, read_shard
+from mlops_assets.foundation.publication import (
+    Manifest,
+    Publication,
+    newest_first,
+    publish,
+    published,
+    read_shard,
+)
 from mlops_assets.foundation.registry import ModelVersion, Registry
 from mlops_assets.foundation.snapshots import Snapshot
 
@@ -187,9 +195,13 @@ class PlaylistBatch:
         same_deal = len(item.manifest.shards) == self.spec.playlist.shards
         if same_deal and item.manifest.shards[shard].file is None:
             return pd.DataFrame(columns=columns)
-        table = item.shard(shard, columns) if same_deal else item.read(columns)
-        frame: pd.DataFrame = table.to_pandas()
-        return frame if same_deal else frame[frame["user_id"].isin(users["user_id"])].reset_index(drop=True)
+        if same_deal:
+            frame: pd.DataFrame = item.shard(shard, columns).to_pandas()
+            return frame
+        # Dealt anew: the users of this shard are in all of them, and only their rows are kept in memory.
+        wanted = pc.field("user_id").isin(pa.array(users["user_id"], pa.string()))
+        parts: list[pd.DataFrame] = [table.to_pandas() for table in item.tables(columns, wanted)]
+        return pd.concat([pd.DataFrame(columns=columns), *parts], ignore_index=True)
 
     def judge(self, manifest: Manifest) -> rules.Findings:
         """Judge the written rows against the rules, reading them back from their files."""
@@ -229,6 +241,31 @@ class PlaylistBatch:
         """Return the catalogue coverage of the earlier lists and of this one."""
         size = max(self.catalogue_size, 1)
         return [*(_distinct_tracks(item) / size for item in self.earlier), findings.coverage(size)]
+
+
+def publish_batch(spec: Spec, root: UPath, manifest: Manifest) -> Publication:
+    """Make a batch what readers see, unless most users would lose their list by it.
+
+    Raises
+    ------
+    UserError
+        The batch is empty, or has far fewer rows than the publication before: the users or the tracks it was made from
+        are not complete. What was published before stays.
+    """
+    damaged: dict[str, str] = {}
+    earlier = (
+        item for item in newest_first(root, manifest.name, damaged=damaged) if item.partition < manifest.partition
+    )
+    before = next(earlier, None)
+    least = math.ceil(before.rows * spec.checks.minimum_users) if before is not None else 1
+    if manifest.rows < max(least, 1):
+        told = f"{before.rows:,} of {before.partition}" if before is not None else "any"
+        raise UserError(
+            f"the batch of {manifest.partition} has {manifest.rows:,} rows, too few after {told}; it is not published",
+            where=f"{spec.name}/published_playlists",
+            remedy="mend the feed of users or tracks and run again, or lower checks.minimum_users if it is meant so.",
+        )
+    return publish(root, manifest.name, manifest.partition, manifest, allow_incomplete=True)
 
 
 def _code_sha256() -> str:

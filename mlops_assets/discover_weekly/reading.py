@@ -5,16 +5,19 @@ What belongs here: reading what is published and recorded. What does not: changi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mlops_assets.environment import Environment
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.publication import Publication, publications, published
+from mlops_assets.foundation.publication import Publication, newest_first, published
 
 if TYPE_CHECKING:
     import dagster as dg
+
+    from mlops_assets.foundation.resources import Warehouse
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ def _publication(resources: Mapping[str, Any], system: str, period: str | None) 
         found = published(root, f"{system}/playlists", period)
         if found is not None:
             return found
-    everything = publications(root, f"{system}/playlists")
+    damaged: dict[str, str] = {}
+    everything = list(islice(newest_first(root, f"{system}/playlists", damaged=damaged), 5))
     if period is None and everything:
-        return everything[-1]
-    there = ", ".join(item.partition for item in everything[-5:]) or "none"
+        return everything[0]
+    there = ", ".join(item.partition for item in reversed(everything)) or "none"
     raise UserError(
         f"no playlists are published for {period or 'any period'}",
         where=system,
@@ -81,8 +85,10 @@ class SystemState:
     champion: str
     verdict: str
     published: str
+    quarantine: str
     checks: str
     problems: tuple[str, ...]
+    unassessed: tuple[str, ...]
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the state as rows of name and value."""
@@ -90,8 +96,10 @@ class SystemState:
             ("champion", self.champion),
             ("last verdict", self.verdict),
             ("published", self.published),
+            ("quarantine", self.quarantine),
             ("checks", self.checks),
             *[("not passed", text) for text in self.problems],
+            *[("not assessed", text) for text in self.unassessed],
         ]
 
 
@@ -108,14 +116,30 @@ def status_of(environment: Environment, instance: "dg.DagsterInstance", system: 
     verdict = (
         f"{records[-1].verdict} (candidate {records[-1].candidate}): {records[-1].reason}" if records else "none yet"
     )
-    everything = publications(resources["store"].path(), f"{system}/playlists")
-    last = everything[-1] if everything else None
+    damaged: dict[str, str] = {}
+    last = next(newest_first(resources["store"].path(), f"{system}/playlists", damaged=damaged), None)
     latest = f"{last.partition}, {last.rows:,} rows at {last.published_at}" if last else "nothing yet"
-    passed, problems = _checks(instance, system)
-    return SystemState(system, champion, verdict, latest, f"{passed} passed, {len(problems)} not passed", problems)
+    passed, problems, unassessed = _checks(instance, system)
+    broken = tuple(f"publication of {period}: {reason}" for period, reason in damaged.items())
+    told = f"{passed} passed, {len(problems)} not passed, {len(unassessed)} not assessed"
+    quarantine = _quarantine(resources["warehouse"], system)
+    return SystemState(system, champion, verdict, latest, quarantine, told, (*broken, *problems), unassessed)
 
 
-def _checks(instance: "dg.DagsterInstance", system: str) -> tuple[int, tuple[str, ...]]:
+def _quarantine(warehouse: "Warehouse", system: str) -> str:
+    """Say how many rows of each data set are set apart under which rule, and where they are."""
+    with warehouse.session() as tables:
+        if not tables.exists(f"{system}.quarantined_rows"):
+            return "nothing yet"
+        found = tables.query(
+            f"select dataset || ' ' || rule as what, count(*) as n from {system}.quarantined_rows "
+            "group by 1 order by 2 desc, 1"
+        )
+    rows = ", ".join(f"{what} {count:,}" for what, count in zip(found["what"], found["n"], strict=True))
+    return f"{rows} (table {system}.quarantined_rows)" if rows else "no rows"
+
+
+def _checks(instance: "dg.DagsterInstance", system: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     import dagster as dg
 
     from mlops_assets.discover_weekly.rules import RULES
@@ -123,11 +147,13 @@ def _checks(instance: "dg.DagsterInstance", system: str) -> tuple[int, tuple[str
     named = {
         "listens": ("few_rows_in_quarantine", "listens_match_profile", "listens_have_not_drifted"),
         "interactions": (
-            "interactions_match_profile", "interactions_have_not_drifted", "interactions_are_of_known_tracks",
+            "interactions_match_profile", "interactions_have_not_drifted",
+            "interactions_are_of_known_tracks", "interactions_are_of_known_users",
         ),
         "playlists": tuple(RULES),
     }  # fmt: skip
-    passed, problems = 0, []
+    passed = 0
+    problems: dict[bool, list[str]] = {True: [], False: []}
     for asset, checks in named.items():
         for check in checks:
             event = _last_evaluation(instance, dg.AssetCheckKey(dg.AssetKey([system, asset]), check))
@@ -137,8 +163,10 @@ def _checks(instance: "dg.DagsterInstance", system: str) -> tuple[int, tuple[str
             if evaluation.passed:
                 passed += 1
             else:
-                problems.append(f"{asset}: {check}: {evaluation.description or ''}")
-    return passed, tuple(problems)
+                status = evaluation.metadata.get("status")
+                assessed = status is None or status.value != "not_assessed"
+                problems[assessed].append(f"{asset}: {check}: {evaluation.description or ''}")
+    return passed, tuple(problems[True]), tuple(problems[False])
 
 
 def _last_evaluation(instance: "dg.DagsterInstance", key: "dg.AssetCheckKey") -> "dg.DagsterEvent | None":

@@ -87,9 +87,14 @@ def champion_result(
     """Show a verdict as the next record of the champion's history."""
     past = [item for item in history.records() if item.version is not None]
     line = plots.sparkline([float(item.version or math.nan) for item in past] + [float(record.version or math.nan)])
+    shown = record.metadata()
+    first = ("verdict", "version", "reason", "candidate", "from", "to", "by")
     return dg.MaterializeResult(
+        # A verdict that keeps the champion changes nothing for what is made with it.
+        data_version=dg.DataVersion(record.sha256 or "no champion"),
         metadata={
-            **record.metadata(),
+            **{name: shown[name] for name in first},
+            **shown,
             "gates": md.table(gates),
             "risk_profile": md.table(pd.DataFrame(profile_table(spec.risk))),
             "versions_over_time": md.picture(line, "champion's version over time"),
@@ -111,7 +116,7 @@ def playlists_metadata(
         "shards_resumed": outcome.resumed,
         "shards_in_fallback": len(outcome.fallback),
         "shards_quarantined": len(outcome.quarantined),
-        "catalogue_coverage": findings.coverage(batch.catalogue_size),
+        "catalogue_coverage": round(findings.coverage(batch.catalogue_size), 4),
         "coverage_over_time": md.picture(plots.sparkline(lengths), "catalogue coverage over time"),
         "model_version": batch.model_version,
         "manifest_sha256": manifest.sha256,

@@ -179,6 +179,9 @@ class DataChecks(_Block):
     """When ingested data are worth a warning."""
 
     quarantine_share: float = Field(0.01, ge=0, le=1, description="Share of quarantined rows that still passes.")
+    minimum_users: float = Field(
+        0.5, ge=0, le=1, description="Share of the users of the last publication below which a batch is not published."
+    )
     reference_periods: int = Field(
         4, ge=1, description="Earlier periods that profiles and distributions are compared with."
     )

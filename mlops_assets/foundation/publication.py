@@ -215,8 +215,28 @@ def published(root: str | AnyPath, name: str, partition: str) -> Publication | N
 
 def publications(root: str | AnyPath, name: str) -> list[Publication]:
     """Return what is published of `name`, one for each partition, sorted by partition."""
-    found = (published(root, name, unquote(folder)) for folder in files.names_in(UPath(root) / name))
-    return sorted((p for p in found if p is not None), key=lambda p: p.partition)
+    return list(newest_first(root, name))[::-1]
+
+
+def newest_first(root: str | AnyPath, name: str, *, damaged: dict[str, str] | None = None) -> Iterator[Publication]:
+    """Yield what is published of `name`, the last partition first; read one by one, as far as they are asked for.
+
+    Parameters
+    ----------
+    damaged
+        Takes the partitions that cannot be read, with the reason; without it the first one is a `UserError`.
+    """
+    partitions = sorted(map(unquote, files.names_in(UPath(root) / name)), reverse=True)
+    for partition in partitions:
+        try:
+            found = published(root, name, partition)
+        except UserError as error:
+            if damaged is None:
+                raise
+            damaged[partition] = str(error)
+            continue
+        if found is not None:
+            yield found
 
 
 def _manifest_path(folder: AnyPath, sha256: str) -> AnyPath:

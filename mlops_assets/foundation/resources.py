@@ -86,7 +86,7 @@ class Warehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
     """
 
     database: str = Field(description="Path of the DuckDB file.")
-    wait_seconds: float = Field(default=300.0, description="How long to wait for another process's lock.")
+    wait_seconds: float = Field(default=1800.0, description="How long to wait for another process's lock.")
     memory_limit: str = Field(default="", description="DuckDB's memory limit, such as 4GB; empty for its own.")
 
     @contextmanager

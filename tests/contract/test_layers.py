@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "mlops_assets"
 # Modules that Dagster is the subject of, by the end of their name. All others are logic.
 DAGSTER_MODULES = {
     "assets", "checks", "automation", "defs", "definitions", "metadata", "results", "names", "dbt_assets",
-    "io_managers", "environment", "resources", "retries", "snapshots", "running", "cli",
+    "io_managers", "table_io", "environment", "resources", "retries", "snapshots", "running", "cli",
 }  # fmt: skip
 # Logic that meets Dagster inside one function, where an object of Dagster's is what the caller hands over or gets:
 # the champion's history lives in the event log, and the state of a system is read from it.

@@ -1,6 +1,8 @@
 """Low risk degrades: whatever fails before the batch, everybody has a playlist on Monday."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import pytest
 from upath import UPath
 
 from mlops_assets.definitions import build_defs
-from mlops_assets.discover_weekly import pipeline
-from mlops_assets.discover_weekly.playlist_batch import PlaylistBatch, batch_name
+from mlops_assets.discover_weekly import judging, pipeline
+from mlops_assets.discover_weekly.playlist_batch import PlaylistBatch, batch_name, publish_batch
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.environment import Environment
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.publication import Publication, published
+from mlops_assets.foundation.registry import ChampionHistory, ChampionRecord
 from mlops_assets.running import Follow, open_instance, run_job
 from tests.conftest import WEEKS, Finished
 from tests.discover_weekly.test_playlist_batch import inputs_of
@@ -98,3 +101,55 @@ def test_damaged_earlier_lists_are_told_and_do_not_stop_the_week(finished: Finis
     assert f"{earlier}, shard 1" in findings.examples["no_repeats_of_last_weeks"][0]
     rows: pd.DataFrame = Publication(name, week, manifest, "", None, root / name / week).read().to_pandas()
     assert rows["user_id"].nunique() == findings.users
+
+
+def test_a_batch_that_would_take_most_lists_away_is_not_published(finished: Finished, tmp_path: Path) -> None:
+    earlier, week = finished.weeks
+    name, root = batch_name(finished.spec), UPath(tmp_path / "store")
+    shutil.copytree(Path(str(finished.store.path(name))), Path(str(root / name)))
+    before = published(root, name, earlier)
+    made = published(root, name, week)
+    assert before is not None
+    assert made is not None
+    few = replace(made.manifest, rows=before.rows // 2 - 1)
+    with pytest.raises(UserError, match="too few after .* of 2024-01-22; it is not published"):
+        publish_batch(finished.spec, root, few)
+    assert published(root, name, week) == made
+    assert publish_batch(finished.spec, root, made.manifest) == made
+
+
+def test_what_was_rolled_back_from_does_not_come_back_by_itself(finished: Finished, tmp_path: Path) -> None:
+    registry = finished.resources["models"].open()
+    history = ChampionHistory(finished.instance, finished.spec.name, registry, pipeline.blend_name(finished.spec))
+    bad, good = registry.versions(history.model)[1::-1]
+
+    class Told:
+        model, registry = history.model, history.registry
+
+        def __init__(self, *records: ChampionRecord) -> None:
+            self._records = records
+
+        def records(self) -> list[ChampionRecord]:
+            return list(self._records)
+
+    one = history.records()[0]
+    away = replace(one, verdict="rolled_back", from_version=bad.version, sha256=good.sha256, by="ann", reason="skips")
+    back = replace(one, verdict="rolled_back", from_version=good.version, sha256=bad.sha256)
+    told = judging._rolled_back(Told(away), bad)  # type: ignore[arg-type]
+    assert told is not None
+    assert "ann rolled back" in told
+    assert judging._rolled_back(Told(away), good) is None  # type: ignore[arg-type]
+    assert judging._rolled_back(Told(away, back), bad) is None  # type: ignore[arg-type]
+
+
+def test_a_rerun_of_an_older_week_keeps_the_version_that_served_then(finished: Finished) -> None:
+    earlier, week = finished.weeks
+    registry, root = finished.resources["models"].open(), finished.store.path()
+    then = pipeline.champion_for(finished.spec, finished.instance, registry, root, earlier)
+    now = pipeline.champion_for(finished.spec, finished.instance, registry, root, week)
+    made = published(root, batch_name(finished.spec), earlier)
+    assert made is not None
+    rows = made.read(["model_version", "source"]).to_pandas()
+    assert then is not None
+    assert set(rows.loc[rows["source"] != "popular", "model_version"]) == {then.version}
+    assert now == pipeline.current_champion(finished.spec, finished.instance, registry)

@@ -127,7 +127,7 @@ def test_a_row_that_breaks_two_rules_is_one_quarantined_row(
     report = ingest_listens(from_files(), [WEEKS[0]], warehouse, now=NOW)
     assert report.quarantined_rows == 1
     assert report.rules == {"missing": 1, "plays_in_range": 1}
-    assert report.quarantine_share == 0.5
+    assert report.worst_period[1] == 0.5
 
 
 def test_duplicates_are_found_across_chunks_and_files_and_the_first_is_kept(
@@ -157,7 +157,7 @@ def test_an_empty_week_empties_what_was_there_and_is_no_error(
     write(tmp_path / "raw", "u1,t1,2024-01-09T10:00:00Z,1,0")
     report = ingest_listens(from_files(), [WEEKS[0]], warehouse, now=NOW)
     assert report.accepted == {WEEKS[0]: 0}
-    assert (report.outside, report.quarantined_rows, report.quarantine_share) == (1, 0, 0.0)
+    assert (report.outside, report.quarantined_rows, report.worst_period[1]) == (1, 0, 0.0)
     assert listens_of(warehouse)["period"].astype(str).tolist() == [WEEKS[1]]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pandas as pd
 import pytest
 
@@ -182,3 +183,21 @@ def test_text_that_is_all_missing_stays_text(place: Environment) -> None:
         assert kinds == {"explicit": "BOOLEAN", "title": "VARCHAR", "track_id": "VARCHAR"}
         del frames[:-1]
     assert resources["warehouse"].query("select title from a.tracks")["title"].tolist() == ["Blue"]
+
+
+def test_a_frame_that_does_not_fit_leaves_the_table_as_it_was(place: Environment) -> None:
+    resources = place.resources()
+
+    def write(frame: pd.DataFrame) -> bool:
+        @dg.asset(key=["a", "people"], io_manager_key="tables")
+        def people() -> pd.DataFrame:
+            return frame
+
+        return dg.materialize([people], resources={"tables": resources["tables"]}, raise_on_error=False).success
+
+    good = pd.DataFrame({"user_id": ["u1", "u2", "u3"]})
+    assert write(good)
+    assert not write(good.assign(surprise=1))
+    assert len(resources["warehouse"].query("select * from a.people")) == 3  # type: ignore[attr-defined]
+    assert write(good.head(2))
+    assert len(resources["warehouse"].query("select * from a.people")) == 2  # type: ignore[attr-defined]

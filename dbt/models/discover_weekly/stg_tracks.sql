@@ -8,5 +8,6 @@ select
     nullif(trim(lower(lyrics)), '') as lyrics,
     coalesce(explicit, false) as explicit,
     released,
-    nullif(trim(markets), '') as markets
+    -- SE|NO, however the feed spells the list.
+    nullif(trim(upper(replace(replace(replace(markets, ' ', ''), ',', '|'), ';', '|'))), '') as markets
 from {{ source('raw', 'tracks') }}

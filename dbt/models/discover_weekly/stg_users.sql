@@ -2,7 +2,7 @@
 
 select
     user_id,
-    nullif(trim(market), '') as market,
+    nullif(trim(upper(market)), '') as market,
     coalesce(allow_explicit, true) as allow_explicit,
     joined
 from {{ source('raw', 'users') }}
