@@ -5,6 +5,7 @@ What belongs here: the transaction around Dagster's own DuckDB IO manager. What 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -21,6 +22,7 @@ def table_io_manager(database: str) -> Any:
         @staticmethod
         @contextmanager
         def connect(context: Any, table_slice: Any) -> Iterator[Any]:
+            Path(context.resource_config["database"]).parent.mkdir(parents=True, exist_ok=True)
             with DuckDbClient.connect(context, table_slice) as connection:
                 try:
                     connection.execute("begin")

@@ -112,7 +112,7 @@ def test_a_batch_that_would_take_most_lists_away_is_not_published(finished: Fini
     assert before is not None
     assert made is not None
     few = replace(made.manifest, rows=before.rows // 2 - 1)
-    with pytest.raises(UserError, match="too few after .* of 2024-01-22; it is not published"):
+    with pytest.raises(UserError, match=r"too few after .* of 2024-01-22; it is not published"):
         publish_batch(finished.spec, root, few)
     assert published(root, name, week) == made
     assert publish_batch(finished.spec, root, made.manifest) == made
