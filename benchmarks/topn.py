@@ -4,7 +4,7 @@ What belongs here: three sets of factors, the paired timing and the table. What 
 
     python -m benchmarks.topn [--items 100000] [--factors 64] [--users 20000] [--n 30] [--repeats 5] [--threads CORES]
 
-Sets: (a) factors trained by ALS on a synthetic listening world; (b) gaussian vectors of equal length, where no bound
+Sets: (a) factors trained by ALS on the sample world; (b) gaussian vectors of equal length, where no bound
 excludes anything; (c) the factors of (a) with a popularity bias, two tracks an artist, 16 audiences and 180
 exclusions a user, which implicit cannot express: its figure there is (a)'s task, and a sample of the lists is checked
 by scoring everything. A pair is: implicit, then ours, on the same users one after the other; users beyond
@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from mlops_assets.discover_weekly.topn import TopN, TopNResult, _available_cores
+from mlops_assets.samples.listening import ListeningWorld
 
 CACHE = Path(__file__).parent / ".cache"
 SHARD = 50_000
@@ -54,35 +56,30 @@ class Shard:
     rows: NDArray[np.int64]
 
 
-def listening_world(users: int, items: int, seed: int = 0) -> tuple[csr_matrix, NDArray[np.int32]]:
-    """Clustered tastes, Zipf popularity, about 50 different tracks a user; and the artist of each track."""
-    rng = np.random.default_rng(seed)
-    tastes, of_user = 250, 4
-    taste_of = rng.choice(tastes, size=items, p=rng.dirichlet(np.ones(tastes)))
-    artists = (taste_of * 100 + np.minimum(rng.zipf(1.3, items), 100) - 1).astype(np.int32)
-    order = np.argsort(taste_of, kind="stable")
-    mass = np.concatenate([[0.0], np.cumsum((1 / (1 + rng.permutation(items)) ** 0.8)[order])])
-    bounds = mass[np.searchsorted(taste_of[order], np.arange(tastes + 1))]
-    chosen = rng.choice(tastes, size=(users, of_user), p=np.diff(bounds) / mass[-1])
-    mix = np.cumsum(rng.dirichlet(np.full(of_user, 0.7), size=users), axis=1)
-    plays = np.maximum(5, rng.poisson(65 * rng.gamma(2, 0.5, size=users)))
-    user = np.repeat(np.arange(users), plays)
-    slot = (rng.random(user.size)[:, None] > mix[user]).sum(axis=1).clip(0, of_user - 1)
-    low, high = bounds[chosen[user, slot]], bounds[chosen[user, slot] + 1]
-    point = rng.random(user.size)
-    anything = rng.random(user.size) < 0.1
-    point = np.where(anything, point * mass[-1], low + point * (high - low))
-    track = order[np.searchsorted(mass[1:], point, side="right").clip(0, items - 1)]
-    matrix = csr_matrix((np.ones(user.size, np.float32), (user, track)), shape=(users, items))
+def listening_world(users: int, items: int, weeks: int = 6) -> tuple[csr_matrix, NDArray[np.int32]]:
+    """Plays of the sample world's first weeks, log(1 + plays) a user and track; and the artist of each track."""
+    world = ListeningWorld(users=users, tracks=items, dirt=0.0)
+    catalogue = world.track_catalogue(0).head(items)
+    tracks = pd.Index(catalogue["track_id"])
+    people = pd.Index(world.user_directory(0)["user_id"])
+    rows, columns = [], []
+    for week in range(weeks):
+        for chunk in world.listens(week):
+            user, track = people.get_indexer(chunk["user_id"]), tracks.get_indexer(chunk["track_id"])
+            kept = (user >= 0) & (track >= 0) & ~chunk["skipped"].to_numpy(dtype=bool)
+            rows.append(user[kept])
+            columns.append(track[kept])
+    pairs = np.concatenate(rows), np.concatenate(columns)
+    matrix = csr_matrix((np.ones(len(pairs[0]), np.float32), pairs), shape=(len(people), items))
     matrix.sum_duplicates()
     matrix.data = np.log1p(matrix.data)
-    return matrix, artists
+    return matrix, pd.factorize(catalogue["artist_id"])[0].astype(np.int32)
 
 
 def trained_factors(items: int, factors: int, users: int = 60_000) -> Trained:
-    """ALS factors of the listening world; the training (a minute at most) is cached beside this file."""
+    """ALS factors of the sample world; the training (a minute at most) is cached beside this file."""
     plays, artists = listening_world(users, items)
-    path = CACHE / f"als-{users}-{items}-{factors}.npz"
+    path = CACHE / f"sample-{users}-{items}-{factors}.npz"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
         (CACHE / ".gitignore").write_text("*\n")
