@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,8 @@ def champion_for(
     if done is None or newest is None or newest.partition <= period:
         return current_champion(spec, instance, registry)
     history = ChampionHistory(instance, spec.name, registry, blend_name(spec))
-    record = history.production_at(datetime.fromisoformat(done.published_at))
+    # Publication times are whole seconds, so the verdict of the same second lies behind them.
+    record = history.production_at(datetime.fromisoformat(done.published_at) + timedelta(seconds=1))
     return registry.get(blend_name(spec), record.version) if record is not None and record.version else None
 
 
