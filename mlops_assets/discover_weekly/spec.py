@@ -4,29 +4,22 @@ What belongs here: names, meanings, bounds and defaults of the settings. What do
 that acts on a setting.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import date
 from pathlib import Path
 from typing import Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from mlops_assets.foundation import specs
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.risk import RiskProfile
 from mlops_assets.foundation.sources import SampleSource, Source
-
-_NAME = re.compile(r"^[a-z][a-z0-9_]{1,40}$")
-
-
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from mlops_assets.foundation.specs import Block
 
 
-class Periods(_Block):
+class Periods(Block):
     """The rhythm of the system: a partition is a week from Monday, or a month."""
 
     cadence: Literal["weekly", "monthly"] = Field("weekly", description="How long one partition is.")
@@ -43,18 +36,11 @@ class Periods(_Block):
     @field_validator("timezone")
     @classmethod
     def _is_a_time_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(f"{value!r} is no time zone; write one such as UTC or Europe/Stockholm") from error
-        return value
+        return specs.time_zone(value)
 
     @model_validator(mode="after")
     def _starts_a_period(self) -> "Periods":
-        if self.cadence == "weekly" and self.start.weekday() != 0:
-            raise ValueError(f"periods.start {self.start} is a {self.start:%A}; weeks start on Monday")
-        if self.cadence == "monthly" and self.start.day != 1:
-            raise ValueError(f"periods.start {self.start} is not the first of a month")
+        specs.starts_a_period(self.cadence, self.start)
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"periods.end {self.end} is not after periods.start {self.start}")
         return self
@@ -66,12 +52,10 @@ class Periods(_Block):
 
     def shift(self, period: str, by: int) -> str:
         """Return the key of the period that lies ``by`` periods after ``period``."""
-        day = pd.Timestamp(period)
-        moved = day + (pd.DateOffset(weeks=by) if self.cadence == "weekly" else pd.DateOffset(months=by))
-        return moved.strftime("%Y-%m-%d")
+        return specs.shifted(self.cadence, period, by)
 
 
-class Data(_Block):
+class Data(Block):
     """Where listens, tracks and users come from."""
 
     listens: Source = Field(default_factory=SampleSource)
@@ -101,7 +85,7 @@ class Data(_Block):
         return self
 
 
-class Training(_Block):
+class Training(Block):
     """What the models learn from."""
 
     history_periods: int = Field(26, ge=1, description="Periods of history that models and playlists look back on.")
@@ -113,7 +97,7 @@ class Training(_Block):
     seed: int = Field(7, ge=0)
 
 
-class Sweep(_Block):
+class Sweep(Block):
     """The search for the collaborative model's hyper-parameters, on a split of the training data."""
 
     trials: int = Field(24, ge=0, description="0 takes the values given under `collaborative` as they are.")
@@ -122,7 +106,7 @@ class Sweep(_Block):
     factors: tuple[int, ...] = Field((), description="Lengths tried in turn; only `collaborative.factors` when empty.")
 
 
-class Collaborative(_Block):
+class Collaborative(Block):
     """Implicit ALS."""
 
     factors: int = Field(64, ge=2, le=512)
@@ -133,7 +117,7 @@ class Collaborative(_Block):
     sweep: Sweep = Field(default_factory=Sweep)
 
 
-class Content(_Block):
+class Content(Block):
     """Tags and lyrics to a place in the collaborative model's space."""
 
     min_df: int = Field(2, ge=1, description="A term counts when this many tracks have it.")
@@ -142,7 +126,7 @@ class Content(_Block):
     lyrics_weight: float = Field(0.7, ge=0)
 
 
-class EvaluationRules(_Block):
+class EvaluationRules(Block):
     """How a candidate is judged."""
 
     split: Literal["auto", "time", "stratified"] = Field(
@@ -161,7 +145,7 @@ class EvaluationRules(_Block):
     seed: int = 42
 
 
-class PlaylistRules(_Block):
+class PlaylistRules(Block):
     """What a playlist must obey."""
 
     length: int = Field(30, ge=1, le=500)
@@ -175,7 +159,7 @@ class PlaylistRules(_Block):
     )
 
 
-class DataChecks(_Block):
+class DataChecks(Block):
     """When ingested data are worth a warning."""
 
     quarantine_share: float = Field(0.01, ge=0, le=1, description="Share of quarantined rows that still passes.")
@@ -187,9 +171,10 @@ class DataChecks(_Block):
     )
 
 
-class Spec(_Block):
+class Spec(Block):
     """One playlist system."""
 
+    system: Literal["discover_weekly"] = "discover_weekly"
     name: str = Field("discover_weekly", description="Prefix of its asset keys and schema of its tables.")
     description: str = "A fresh playlist for every user, every Monday."
     risk: RiskProfile = Field(default_factory=lambda: RiskProfile(data="low", algorithm="low", output="low"))
@@ -206,10 +191,7 @@ class Spec(_Block):
     @field_validator("name")
     @classmethod
     def _is_a_schema_name(cls, value: str) -> str:
-        if not _NAME.match(value):
-            msg = f"name {value!r} must be lower-case letters, digits and underscores, and start with a letter"
-            raise ValueError(msg)
-        return value
+        return specs.schema_name(value)
 
 
 def load_spec(path: Path) -> Spec:
@@ -220,31 +202,9 @@ def load_spec(path: Path) -> Spec:
     UserError
         The file is missing, is not YAML, or a setting is unknown or out of bounds; every such setting is named.
     """
-    import yaml
-
-    if not path.is_file():
-        raise UserError("there is no such file", where=str(path), remedy="give the path of a spec's YAML file.")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path), remedy="make it readable.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot be read as YAML: {error}", where=str(path), remedy="mend the line it names."
-        ) from error
-    if not isinstance(raw, dict):
-        raise UserError("holds no settings", where=str(path), remedy="write `name:`, `data:`, … at the top level.")
-    return parse_spec(raw, where=str(path), base=path.resolve().parent)
+    return parse_spec(specs.read_yaml(path), where=str(path), base=path.resolve().parent)
 
 
 def parse_spec(raw: Mapping[str, object], *, where: str, base: Path) -> Spec:
     """Build a spec from plain values; errors list every wrong setting at once."""
-    try:
-        return Spec.model_validate({**raw, "base": base})
-    except ValidationError as error:
-        lines = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
-        raise UserError(
-            f"{error.error_count()} setting(s) cannot be used: {lines}",
-            where=where,
-            remedy="correct them; the README lists every setting.",
-        ) from error
+    return specs.validated(Spec, raw, where=where, base=base)
