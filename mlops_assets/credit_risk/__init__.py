@@ -1,0 +1,1 @@
+"""Default probabilities that can be explained, traced and corrected."""
