@@ -1,0 +1,268 @@
+"""The one way from raw applications to decisions, for a batch, a single application and a replay alike.
+
+What belongs here: contract, features, score, outlier flag, policy and reasons, one after the other, and the record of
+each decision. What does not: where applications come from (`ingestion.py`), where decisions are kept
+(`decision_log.py`) and who asks.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mlops_assets.credit_risk.contracts import applications_contract
+from mlops_assets.credit_risk.models import PdModel, Scores
+from mlops_assets.credit_risk.policy import RULE_NAMES, RULES, DecisionPolicy
+from mlops_assets.credit_risk.reasons import Reasons, ReasonTable, explain, thin_files
+from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.foundation.errors import UserError
+from mlops_assets.foundation.files import canonical_json, sha256_hex
+
+if TYPE_CHECKING:
+    from mlops_assets.credit_risk.outliers import OutlierModel
+
+_QUARANTINED = RULE_NAMES.index("quarantined")
+
+
+def decision_id(system: str, application_id: str, payload_sha256: str) -> str:
+    """Return the name of the decision on an application: the same content is decided once."""
+    return sha256_hex(canonical_json([system, application_id, payload_sha256]))[:32]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Raw applications that want a decision.
+
+    Parameters
+    ----------
+    payloads
+        Canonical JSON of each raw application, without protected attributes.
+    until
+        No application may be later than this: the end of the batch's period, or the moment of an online request.
+    period, batch_id, channel
+        Where they came from.
+    received_at
+        ISO 8601, one for all.
+    sources
+        File and row of each, where they have one.
+    refused
+        Rules that the ingestion found broken across rows (such as one id with two contents), by position.
+    """
+
+    payloads: Sequence[str]
+    until: datetime
+    period: str
+    channel: str
+    received_at: str
+    batch_id: str | None = None
+    sources: Sequence[Mapping[str, Any] | None] | None = None
+    refused: Mapping[int, Sequence[str]] = field(default_factory=dict)
+
+    def frame(self) -> pd.DataFrame:
+        """Return the raw rows, every value as it came."""
+        return pd.DataFrame([json.loads(text) for text in self.payloads], dtype=object)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The decisions on the applications of a request, in its order; `scored` counts the scored ones, -1 elsewhere."""
+
+    request: Request
+    ids: Sequence[str]
+    scored: NDArray[np.int64]
+    rule: NDArray[np.int8]
+    features: pd.DataFrame
+    scores: Scores
+    reasons: Reasons
+    outlier_score: NDArray[np.float64]
+    outlier: NDArray[np.bool_]
+    broken: Mapping[int, Sequence[Mapping[str, Any]]]
+
+    def __len__(self) -> int:
+        return len(self.rule)
+
+    @property
+    def decision(self) -> list[str]:
+        """accept, refer or reject, for each."""
+        names = [RULES[name][0] for name in RULE_NAMES]
+        return [names[rule] for rule in self.rule.tolist()]
+
+
+class Decider:
+    """A champion with everything that decides beside it: contract, policy, sentences and the outlier model.
+
+    Parameters
+    ----------
+    spec
+        The system; only what the contract needs is read from it.
+    model, outliers
+        Of one model version.
+    policy, table
+        How probabilities become decisions, and what is said of them.
+
+    Raises
+    ------
+    UserError
+        The model uses a feature that no reason may name.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        model: PdModel,
+        outliers: "OutlierModel",
+        policy: DecisionPolicy,
+        table: ReasonTable,
+    ) -> None:
+        table.check(model.schema, spec.protected_names)
+        self.spec, self.model, self.outliers, self.policy, self.table = spec, model, outliers, policy, table
+
+    def decide(self, request: Request, *, raw: pd.DataFrame | None = None) -> Decided:
+        """Decide on raw applications.
+
+        Parameters
+        ----------
+        raw
+            The request's rows where the caller has them as a frame already, one a payload, in the same order.
+
+        Raises
+        ------
+        UserError
+            A column is missing, a protected attribute is among the values, or reasons do not add up.
+        """
+        frame = request.frame() if raw is None else raw.reset_index(drop=True)
+        self._refuse_protected(frame)
+        for name in (*self.model.schema.names, "applicant_id"):
+            if name not in frame.columns:
+                frame[name] = None
+        where = request.batch_id or f"applications by {request.channel}"
+        split = applications_contract(self.spec, request.until).split(frame, where=where)
+        typed = split.accepted
+        kept = ~typed.index.isin(list(request.refused))
+        typed = typed[kept]
+        features = self.model.schema.matrix(typed)
+        scores = self.model.score(features)
+        reasons = explain(scores, features, self.model.schema, most=self.policy.reasons)
+        outlier_score, outlier = self.outliers.judge(features)
+        chosen = self.policy.decide(
+            scores.pd,
+            thin=thin_files(features, self.model.schema, self.policy.insufficient),
+            out_of_range=scores.out_of_range.any(axis=1),
+            outlier=outlier,
+            has_reason=reasons.any,
+        )
+        rule = np.full(len(frame), _QUARANTINED, dtype=np.int8)
+        at = np.full(len(frame), -1, dtype=np.int64)
+        rows = typed.index.to_numpy()
+        rule[rows], at[rows] = chosen, np.arange(len(rows))
+        ids = [_identity(value, position) for position, value in enumerate(frame["application_id"].tolist())]
+        return Decided(
+            request, ids, at, rule, features, scores, reasons, outlier_score, outlier,
+            _broken(split.quarantined, request.refused),
+        )  # fmt: skip
+
+    def records(self, decided: Decided) -> Iterator[dict[str, Any]]:
+        """Yield the record of each decision, ready for the log; only `decided_at` is left to it."""
+        request = decided.request
+        results, vectors = self._results(decided), _vectors(decided.features)
+        names = list(decided.features.columns)
+        scored = list(zip(results, vectors, decided.outlier_score.tolist(), decided.outlier.tolist(), strict=True))
+        until = request.until.isoformat()
+        for position, payload in enumerate(request.payloads):
+            digest = sha256_hex(payload.encode())
+            at = int(decided.scored[position])
+            application = decided.ids[position]
+            if at >= 0:
+                result, vector, score, flagged = scored[at]
+                features, outlier = dict(zip(names, vector, strict=True)), {"score": score.hex(), "flagged": flagged}
+            else:
+                result, features, outlier = _unscored(), {}, None
+            yield {
+                "decision_id": decision_id(self.spec.name, application, digest),
+                "application_id": application,
+                "period": request.period,
+                "batch_id": request.batch_id,
+                "channel": request.channel,
+                "received_at": request.received_at,
+                "until": until,
+                "payload": json.loads(payload),
+                "payload_sha256": digest,
+                "source": request.sources[position] if request.sources else None,
+                "flags": {
+                    "broken": list(decided.broken.get(position, ())),
+                    "refused": list(request.refused.get(position, ())),
+                    "outlier": outlier,
+                },
+                "features": features,
+                "result": result,
+            }
+
+    def _results(self, decided: Decided) -> Iterator[dict[str, Any]]:
+        scores = decided.scores
+        rules = decided.rule[decided.scored >= 0].tolist()
+        points: Sequence[int | None] = [None] * len(rules) if scores.points is None else scores.points.tolist()
+        told = decided.reasons.told(self.table)
+        for probability, margin, score, rule, reasons in zip(
+            scores.pd.tolist(), scores.margin.tolist(), points, rules, told, strict=True
+        ):
+            name = RULE_NAMES[rule]
+            yield {
+                "pd": probability.hex(),
+                "margin": margin.hex(),
+                "points": score,
+                "decision": RULES[name][0],
+                "rule": name,
+                "reasons": reasons,
+            }
+
+    def _refuse_protected(self, frame: pd.DataFrame) -> None:
+        there = [name for name in self.spec.protected_names if name in frame.columns]
+        if there:
+            raise UserError(
+                f"protected attribute(s) {', '.join(map(repr, there))} are among the values to be decided on",
+                where=f"{self.spec.name} decisions",
+                remedy="leave them out: they are kept in a table of their own and never reach a decision.",
+            )
+
+
+def _unscored() -> dict[str, Any]:
+    return {
+        "pd": None,
+        "margin": None,
+        "points": None,
+        "decision": RULES["quarantined"][0],
+        "rule": "quarantined",
+        "reasons": [],
+    }
+
+
+def _identity(value: Any, position: int) -> str:
+    """Return an application's id; one that has none is still somebody who gets an answer."""
+    known = value is not None and value == value and str(value).strip()  # noqa: PLR0124 - nan differs from itself
+    return str(value).strip() if known else f"row-{position}"
+
+
+def _broken(quarantined: pd.DataFrame, refused: Mapping[int, Sequence[str]]) -> dict[int, Sequence[Mapping[str, Any]]]:
+    broken: dict[int, list[Mapping[str, Any]]] = {}
+    shown = quarantined[["row", "rule", "column", "value", "bound"]].itertuples(index=False)
+    for row, rule, column, value, bound in shown:
+        value = None if value is None or value != value else str(value)[:200]  # noqa: PLR0124, PLW2901
+        broken.setdefault(int(row), []).append({"rule": rule, "column": column, "value": value, "bound": bound})
+    return {row: broken[row] for row in broken if row not in refused}
+
+
+def _vectors(features: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Return each row's values: numbers as float hex, missing ones as None, categories as text."""
+    columns: list[list[Any]] = []
+    for name in features.columns:
+        values = features[name].tolist()
+        if features[name].dtype == np.float64:
+            columns.append([None if value != value else value.hex() for value in values])  # noqa: PLR0124
+        else:
+            columns.append(values)
+    return list(zip(*columns, strict=True)) if columns else [() for _ in range(len(features))]
