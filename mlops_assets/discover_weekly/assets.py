@@ -4,10 +4,8 @@ What belongs here: keys, dependencies, owners, descriptions, metadata. What does
 its own (ingestion.py, training.py, pipeline.py) and the assembly into definitions (defs.py).
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -22,6 +20,7 @@ from mlops_assets.discover_weekly.playlist_batch import PlaylistBatch, publish_b
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.discover_weekly.training import batch_tables, filled_periods, plan_split, training_tables
 from mlops_assets.foundation import metadata as md
+from mlops_assets.foundation import provenance
 from mlops_assets.foundation.io_managers import Judged
 from mlops_assets.foundation.publication import Manifest
 from mlops_assets.foundation.registry import ChampionHistory, ModelVersion
@@ -42,9 +41,7 @@ _ANY_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 
 def code_version(*modules: str) -> str:
     """Return a hash of the logic modules that an asset's result depends on."""
-    folder = Path(__file__).parent
-    text = b"".join((folder / f"{module}.py").read_bytes() for module in modules)
-    return hashlib.sha256(text).hexdigest()[:12]
+    return provenance.code_version("discover_weekly", *modules)
 
 
 def _tags(context: dg.AssetExecutionContext) -> dict[str, str]:

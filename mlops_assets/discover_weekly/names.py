@@ -1,13 +1,12 @@
 """Asset keys, groups and partitions of one playlist system.
 
-What belongs here: how the system's pieces are called. What does not: what they do.
+What belongs here: what a spec makes of them. What does not: what all systems share (foundation/names.py).
 """
-
-from typing import Any
 
 import dagster as dg
 
 from mlops_assets.discover_weekly.spec import Spec
+from mlops_assets.foundation.names import SystemNames, periods
 
 
 def partitions_of(spec: Spec) -> dg.TimeWindowPartitionsDefinition:
@@ -17,39 +16,12 @@ def partitions_of(spec: Spec) -> dg.TimeWindowPartitionsDefinition:
     if not spec.data.timed:
         # Listens without times are all of the first period: a later one would hold nothing, or everything again.
         end = spec.periods.shift(start, 1)
-    if spec.periods.cadence == "weekly":
-        # The day of the week is Dagster's Sunday unless it is said.
-        return dg.WeeklyPartitionsDefinition(start, end_date=end, day_offset=1, timezone=spec.periods.timezone)
-    return dg.MonthlyPartitionsDefinition(start, end_date=end, timezone=spec.periods.timezone)
+    return periods(spec.periods.cadence, spec.periods.start, end, spec.periods.timezone)
 
 
-class Names:
-    """Asset keys and groups of one system."""
+class Names(SystemNames):
+    """Asset keys and groups of one playlist system."""
 
     def __init__(self, spec: Spec) -> None:
+        super().__init__(spec.name, partitions_of(spec), spec.training.history_periods)
         self.spec = spec
-        self.partitions = partitions_of(spec)
-        # A backfill makes one run a period, so that a period can fail and be tried again by itself.
-        self.by_period: dict[str, Any] = {
-            "partitions_def": self.partitions,
-            "backfill_policy": dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
-        }
-
-    def key(self, asset: str) -> dg.AssetKey:
-        """Return the key of an asset of this system."""
-        return dg.AssetKey([self.spec.name, asset])
-
-    def group(self, team: str) -> str:
-        """Return the group of a team's assets."""
-        return f"{self.spec.name}__{team}"
-
-    def inputs(self, *assets: str) -> dict[str, dg.AssetIn]:
-        """Return the inputs of an asset that takes these assets of this system by their names."""
-        return {asset: dg.AssetIn(key=self.key(asset)) for asset in assets}
-
-    def looking_back(self, asset: str) -> dg.AssetDep:
-        """Depend on an asset's periods as far back as models look."""
-        back = 1 - self.spec.training.history_periods
-        # Without the permission the first periods could not look back beyond the first one.
-        mapping = dg.TimeWindowPartitionMapping(start_offset=back, allow_nonexistent_upstream_partitions=True)
-        return dg.AssetDep(self.key(asset), partition_mapping=mapping)

@@ -13,6 +13,7 @@ from mlops_assets.discover_weekly import defs as defs_module
 from mlops_assets.discover_weekly.checks import outcome
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.environment import Environment
+from mlops_assets.foundation import provenance
 from mlops_assets.foundation.errors import UserError
 
 TEAMS = {
@@ -165,11 +166,13 @@ def test_a_change_of_source_is_a_new_version_of_its_own_assets_only(
 ) -> None:
     before = _versions(place, small_spec)
     package = Path(assets_module.__file__).parent
+    copied = tmp_path / package.name
+    copied.mkdir()
     for path in package.glob("*.py"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(assets_module, "__file__", str(tmp_path / "assets.py"))
+        (copied / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
     assert _versions(place, small_spec) == before
-    with (tmp_path / f"{module}.py").open("a", encoding="utf-8") as file:
+    with (copied / f"{module}.py").open("a", encoding="utf-8") as file:
         file.write("\n# another way to do it\n")
     after = _versions(place, small_spec)
     assert {asset for asset in after if after[asset] != before[asset]} == touched

@@ -1,0 +1,34 @@
+"""Asset keys, groups and partitions of one credit model.
+
+What belongs here: what a spec makes of them. What does not: what all systems share (foundation/names.py).
+"""
+
+import dagster as dg
+
+from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.foundation.names import SystemNames, periods
+
+DATA_TEAM, MODEL_TEAM, RISK_TEAM, PRODUCT = (
+    ["team:data-platform"],
+    ["team:credit-models"],
+    ["team:model-risk"],
+    ["team:lending"],
+)
+
+
+def partitions_of(spec: Spec) -> dg.TimeWindowPartitionsDefinition:
+    """Return the days, weeks or months of a spec."""
+    start = spec.periods.start.isoformat()
+    end = spec.periods.end.isoformat() if spec.periods.end else None
+    if not spec.data.timed:
+        # Applications without times are all of the first period.
+        end = spec.periods.shift(start, 1)
+    return periods(spec.periods.cadence, spec.periods.start, end, spec.periods.timezone)
+
+
+class Names(SystemNames):
+    """Asset keys and groups of one credit model."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec.name, partitions_of(spec), spec.training.history_periods)
+        self.spec = spec

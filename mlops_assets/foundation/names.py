@@ -1,0 +1,64 @@
+"""Asset keys, groups and partitions of one system.
+
+What belongs here: how a system's pieces are called and which periods they come in. What does not: what they do.
+"""
+
+from datetime import date
+from typing import Any
+
+import dagster as dg
+
+from mlops_assets.foundation.specs import Cadence
+
+
+def periods(cadence: Cadence, start: date, end: str | None, timezone: str) -> dg.TimeWindowPartitionsDefinition:
+    """Return the days, the weeks from Monday, or the months from ``start`` on."""
+    first = start.isoformat()
+    if cadence == "daily":
+        return dg.DailyPartitionsDefinition(first, end_date=end, timezone=timezone)
+    if cadence == "weekly":
+        # The day of the week is Dagster's Sunday unless it is said.
+        return dg.WeeklyPartitionsDefinition(first, end_date=end, day_offset=1, timezone=timezone)
+    return dg.MonthlyPartitionsDefinition(first, end_date=end, timezone=timezone)
+
+
+class SystemNames:
+    """Asset keys and groups of one system.
+
+    Parameters
+    ----------
+    system
+        The system's name, which is the prefix of its keys.
+    partitions
+        Its periods.
+    history
+        Periods that its models look back on.
+    """
+
+    def __init__(self, system: str, partitions: dg.TimeWindowPartitionsDefinition, history: int) -> None:
+        self.system, self.partitions, self.history = system, partitions, history
+        # A backfill makes one run a period, so that a period can fail and be tried again by itself.
+        self.by_period: dict[str, Any] = {
+            "partitions_def": partitions,
+            "backfill_policy": dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
+        }
+
+    def key(self, asset: str) -> dg.AssetKey:
+        """Return the key of an asset of this system."""
+        return dg.AssetKey([self.system, asset])
+
+    def group(self, team: str) -> str:
+        """Return the group of a team's assets."""
+        return f"{self.system}__{team}"
+
+    def inputs(self, *assets: str) -> dict[str, dg.AssetIn]:
+        """Return the inputs of an asset that takes these assets of this system by their names."""
+        return {asset: dg.AssetIn(key=self.key(asset)) for asset in assets}
+
+    def looking_back(self, asset: str) -> dg.AssetDep:
+        """Depend on an asset's periods as far back as models look."""
+        # Without the permission the first periods could not look back beyond the first one.
+        mapping = dg.TimeWindowPartitionMapping(
+            start_offset=1 - self.history, allow_nonexistent_upstream_partitions=True
+        )
+        return dg.AssetDep(self.key(asset), partition_mapping=mapping)
