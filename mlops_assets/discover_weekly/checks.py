@@ -15,10 +15,10 @@ from mlops_assets.discover_weekly.ingestion import IngestReport
 from mlops_assets.discover_weekly.names import Names
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.foundation import metadata as md
+from mlops_assets.foundation.checks import outcome, profile_outcome, shown_share
 from mlops_assets.foundation.drift import DriftResult, measure
-from mlops_assets.foundation.profiling import Finding, Profile, ProfileStore, check, findings_table, profile
+from mlops_assets.foundation.profiling import Finding, Profile, ProfileStore, check, profile
 from mlops_assets.foundation.resources import ObjectStore, Warehouse
-from mlops_assets.foundation.risk import Axis
 
 _SAMPLE = 50_000
 
@@ -26,22 +26,6 @@ LISTENS = "extract('hour' from listened_at) as hour, extract('dow' from listened
 INTERACTIONS = "plays, skips, market, explicit, date_diff('day', released, period) as track_age_days"
 # Dates without times have no hour: what is all missing would only be noise.
 LISTENS_UNTIMED = "plays, skipped"
-
-
-def outcome(
-    spec: Spec, axis: Axis, name: str, key: dg.AssetKey, status: str, description: str, metadata: Mapping[str, Any]
-) -> dg.AssetCheckResult:
-    """Return a check result; what could not be assessed has not passed, and says so."""
-    severity = spec.risk.severity(axis) if status == "failed" else "WARN"
-    words = f"Not assessed: {description}" if status == "not_assessed" else description
-    return dg.AssetCheckResult(
-        passed=status == "passed",
-        check_name=name,
-        asset_key=key,
-        severity=dg.AssetCheckSeverity(severity),
-        description=words,
-        metadata={"status": status, **metadata},
-    )
 
 
 def listens_specs(spec: Spec, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
@@ -64,18 +48,14 @@ def listens_results(
     key = dg.AssetKey([spec.name, "listens"])
     (worst, share), bound = report.worst_period, spec.checks.quarantine_share
     yield outcome(
-        spec,
+        spec.risk,
         "data",
         "few_rows_in_quarantine",
         key,
         "passed" if share <= bound else "failed",
         f"{report.quarantined_rows} rows are in {spec.name}.quarantined_rows, {report.accepted_rows} are accepted; "
         f"the most of one period are {share:.2%}, of {worst}.",
-        {
-            "share": share,
-            "bound": bound,
-            "rules": md.table(pd.DataFrame({"rule": report.rules.keys(), "rows": report.rules.values()})),
-        },
+        shown_share(share, bound, report.rules),
     )
     columns = LISTENS if spec.data.timed else LISTENS_UNTIMED
     yield from compared(spec, "listens", f"{spec.name}.listens", columns, periods, warehouse, store)
@@ -95,7 +75,7 @@ def compared(
     if not earlier:
         reason = f"{last} is the first period that was profiled; there is nothing to compare it with."
         for name in (f"{dataset}_match_profile", f"{dataset}_have_not_drifted"):
-            yield outcome(spec, "data", name, key, "not_assessed", reason, {"profile": md.table(current.table())})
+            yield outcome(spec.risk, "data", name, key, "not_assessed", reason, {"profile": md.table(current.table())})
         return
     findings = check(current, profiles.reference(f"{spec.name}/{dataset}", earlier))
     yield _profile_outcome(spec, dataset, key, last, earlier, findings, current)
@@ -125,24 +105,8 @@ def _profile_outcome(
     findings: Sequence[Finding],
     current: Profile,
 ) -> dg.AssetCheckResult:
-    failed = [finding for finding in findings if finding.status == "failed"]
-    assessed = [finding for finding in findings if finding.status != "not_assessed"]
-    status = "failed" if failed else "passed" if assessed else "not_assessed"
-    words = "; ".join(finding.message for finding in failed[:3]) or f"{len(assessed)} rules hold for {last}."
-    return outcome(
-        spec,
-        "data",
-        f"{dataset}_match_profile",
-        key,
-        status,
-        words,
-        {
-            "findings": md.table(findings_table(findings)),
-            "profile": md.table(current.table()),
-            "failed_rules": len(failed),
-            "reference": f"{earlier[0]} to {earlier[-1]}",
-        },
-    )
+    name, reference = f"{dataset}_match_profile", f"{earlier[0]} to {earlier[-1]}"
+    return profile_outcome(spec.risk, name, key, last, reference, list(findings), current)
 
 
 def _drift_outcome(
@@ -151,7 +115,7 @@ def _drift_outcome(
     status = {"none": "passed", "drifted": "failed"}.get(drift.status, "not_assessed")
     words = "; ".join(drift.reasons) or f"{last} is distributed like {earlier[0]} to {earlier[-1]}."
     return outcome(
-        spec,
+        spec.risk,
         "data",
         f"{dataset}_have_not_drifted",
         key,
@@ -192,7 +156,7 @@ def interactions_checks(spec: Spec, names: Names) -> list[dg.AssetChecksDefiniti
         periods = periods_of_run(spec, context.run.tags)
         if not periods:
             reason = "the run names no period."
-            yield from (outcome(spec, "data", item.name, key, "not_assessed", reason, {}) for item in specs)
+            yield from (outcome(spec.risk, "data", item.name, key, "not_assessed", reason, {}) for item in specs)
             return
         joined = (
             f"(select interactions.*, market, explicit, released from {spec.name}.interactions as interactions "
@@ -230,7 +194,7 @@ def _known_tracks(spec: Spec, key: dg.AssetKey, periods: Sequence[str], warehous
     )
     status = "failed" if len(unknown) else "passed"
     return outcome(
-        spec,
+        spec.risk,
         "data",
         "interactions_are_of_known_tracks",
         key,
@@ -252,7 +216,7 @@ def _known_users(spec: Spec, key: dg.AssetKey, periods: Sequence[str], warehouse
     words = f"{unknown} of {listeners} listeners are not among the users: they get no playlist until they are."
     status = "failed" if unknown else "passed" if listeners else "not_assessed"
     name = "interactions_are_of_known_users"
-    return outcome(spec, "data", name, key, status, words, {"listeners": listeners, "unknown_users": unknown})
+    return outcome(spec.risk, "data", name, key, status, words, {"listeners": listeners, "unknown_users": unknown})
 
 
 def ingestion_metadata(report: IngestReport) -> dict[str, Any]:
@@ -310,4 +274,4 @@ def playlist_results(spec: Spec, findings: rules.Findings, catalogue: int) -> It
             )
         elif not findings.users:
             status, words = "not_assessed", "there are no users."
-        yield outcome(spec, "output", name, key, status, words, shown)
+        yield outcome(spec.risk, "output", name, key, status, words, shown)

@@ -10,10 +10,10 @@ import pytest
 from mlops_assets.definitions import build_defs, configured_specs
 from mlops_assets.discover_weekly import assets as assets_module
 from mlops_assets.discover_weekly import defs as defs_module
-from mlops_assets.discover_weekly.checks import outcome
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.environment import Environment
 from mlops_assets.foundation import provenance
+from mlops_assets.foundation.checks import outcome
 from mlops_assets.foundation.errors import UserError
 
 TEAMS = {
@@ -259,14 +259,14 @@ def test_data_checks_block_at_high_risk_only(
 @pytest.mark.parametrize(("level", "severity"), [("low", "WARN"), ("medium", "ERROR"), ("high", "ERROR")])
 def test_a_failed_check_is_as_loud_as_the_risk(make_spec: Callable[..., Spec], level: str, severity: str) -> None:
     spec = make_spec(risk={"data": level, "algorithm": "low", "output": "low"})
-    result = outcome(spec, "data", "some_check", dg.AssetKey("listens"), "failed", "It failed.", {})
+    result = outcome(spec.risk, "data", "some_check", dg.AssetKey("listens"), "failed", "It failed.", {})
     assert (result.passed, result.severity.value) == (False, severity)
 
 
 @pytest.mark.parametrize("level", ["low", "medium", "high"])
 def test_what_could_not_be_assessed_has_not_passed_and_is_no_error(make_spec: Callable[..., Spec], level: str) -> None:
     spec = make_spec(risk={"data": level, "algorithm": "low", "output": "low"})
-    result = outcome(spec, "data", "some_check", dg.AssetKey("listens"), "not_assessed", "too little data", {})
+    result = outcome(spec.risk, "data", "some_check", dg.AssetKey("listens"), "not_assessed", "too little data", {})
     assert (result.passed, result.severity.value) == (False, "WARN")
     assert result.description == "Not assessed: too little data"
 
