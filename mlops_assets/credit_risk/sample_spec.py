@@ -1,0 +1,115 @@
+"""The spec of the sample loan book: what the code location runs when nobody has written a spec.
+
+What belongs here: the sample world's features, their meaning, the sentences of its reasons, and its protected
+attributes. What does not: the settings themselves (`spec.py`) and how the world is made (`samples/lending.py`).
+"""
+
+from typing import Any
+
+from mlops_assets.credit_risk.spec import Spec
+
+NUMERIC: tuple[dict[str, Any], ...] = (
+    {
+        "name": "annual_income", "theme": "income", "label": "gross annual income",
+        "low": 9_600, "high": 600_000, "risk": "falls", "nullable": False,
+    },
+    {
+        "name": "loan_amount", "theme": "amount", "label": "amount applied for",
+        "low": 1_000, "high": 50_000, "risk": "rises", "nullable": False,
+    },
+    {
+        "name": "term_months", "theme": "amount", "label": "term in months",
+        "low": 12, "high": 60, "risk": "rises", "nullable": False,
+    },
+    {
+        "name": "employment_years", "theme": "employment", "label": "years in the present job",
+        "low": 0, "high": 50, "risk": "falls",
+    },
+    {
+        "name": "revolving_utilisation", "theme": "utilisation", "label": "share of the credit lines in use",
+        "low": 0, "high": 1.5, "risk": "rises",
+    },
+    {"name": "open_accounts", "theme": "accounts", "label": "open credit accounts", "low": 0, "high": 40},
+    {
+        "name": "delinquencies_2y", "theme": "payment_history", "label": "late payments in two years",
+        "low": 0, "high": 20, "risk": "rises",
+    },
+    {
+        "name": "inquiries_6m", "theme": "inquiries", "label": "credit inquiries in six months",
+        "low": 0, "high": 20, "risk": "rises",
+    },
+    {
+        "name": "months_since_delinquency", "theme": "payment_history", "label": "months since the last late payment",
+        "low": 0, "high": 120, "risk": "falls",
+        "special": {-7: "never late", -8: "not usable", -9: "no bureau file"},
+    },
+    {
+        "name": "credit_history_months", "theme": "credit_history", "label": "age of the oldest account in months",
+        "low": 0, "high": 720, "risk": "falls",
+    },
+    {
+        "name": "debt_to_income", "theme": "debts", "label": "monthly payments over monthly income",
+        "low": 0, "high": 2, "risk": "rises",
+    },
+)  # fmt: skip
+
+CATEGORICAL: tuple[dict[str, Any], ...] = (
+    {
+        "name": "purpose", "theme": "purpose", "label": "purpose of the loan",
+        "levels": ["debt_consolidation", "car", "home_improvement", "education", "medical", "small_business", "other"],
+    },
+    {
+        "name": "home_ownership", "theme": "housing", "label": "housing situation",
+        "levels": ["own", "mortgage", "rent", "with_family"],
+    },
+    {
+        "name": "employment_type", "theme": "employment", "label": "kind of employment",
+        "levels": ["permanent", "fixed_term", "self_employed", "retired", "unemployed"],
+    },
+    {
+        "name": "region", "theme": "region", "label": "region of residence",
+        "levels": ["north", "north_east", "east", "south_east", "south", "south_west", "west", "capital"],
+    },
+)  # fmt: skip
+
+THEMES: dict[str, dict[str, str]] = {
+    "income": {"sentence": "Your income is low for what you apply for."},
+    "amount": {"sentence": "The amount or the term that you apply for is long or large."},
+    "employment": {
+        "sentence": "Your present employment is recent or not permanent.",
+        "when_missing": "We could not establish how long you have been in your present job.",
+    },
+    "utilisation": {
+        "sentence": "You use a large share of your existing credit lines.",
+        "when_missing": "There is no credit line whose use we could assess.",
+    },
+    "accounts": {"sentence": "The number of your open credit accounts is unusual."},
+    "payment_history": {
+        "sentence": "Payments on your existing or earlier credits were late.",
+        "when_missing": "The credit bureau has no usable record of your payments.",
+    },
+    "inquiries": {"sentence": "You have applied for credit several times in the last six months."},
+    "credit_history": {"sentence": "Your credit history is short."},
+    "debts": {"sentence": "Your monthly payments are high for your income."},
+    "purpose": {"sentence": "Loans for the purpose that you name are repaid less often."},
+    "housing": {"sentence": "Your housing situation raises the risk of the loan."},
+    "region": {"sentence": "Loans in the region where you live are repaid less often."},
+}
+
+SETTINGS: dict[str, Any] = {
+    "data": {"applications": {"kind": "sample"}},
+    "numeric": NUMERIC,
+    "categorical": CATEGORICAL,
+    "protected": [{"name": "sex"}, {"name": "age", "edges": [26, 60]}, {"name": "origin"}],
+    # No single range finds a loan in cents with an income in cents; a thousandfold of the other one does not exist.
+    "ratios": [{"numerator": "annual_income", "denominator": "loan_amount", "low": 0.1, "high": 1_000}],
+    "segments": ["purpose", "home_ownership"],
+    "themes": THEMES,
+    "policy": {"insufficient": ["revolving_utilisation", "months_since_delinquency"]},
+}
+"""The settings as a YAML file would hold them."""
+
+
+def default_spec() -> Spec:
+    """Return the spec of the sample loan book, the default system ``credit_risk``."""
+    return Spec.model_validate(SETTINGS)
