@@ -21,6 +21,7 @@ from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.discover_weekly.training import batch_tables, filled_periods, plan_split, training_tables
 from mlops_assets.foundation import metadata as md
 from mlops_assets.foundation import provenance
+from mlops_assets.foundation import results as shared
 from mlops_assets.foundation.io_managers import Judged
 from mlops_assets.foundation.publication import Manifest
 from mlops_assets.foundation.registry import ChampionHistory, ModelVersion
@@ -136,7 +137,7 @@ def _inputs(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
             plan = plan_split(spec, context.partition_key, filled_periods(tables, spec, context.partition_key))
             cut = training_tables(tables, spec, plan)
             snapshot = SnapshotStore(store.path("snapshots")).save(f"{spec.name}/training_set", cut, plan.metadata())
-        return results.snapshot_result(snapshot, plan.metadata())
+        return shared.snapshot_result(snapshot, plan.metadata())
 
     @dg.asset(
         key=names.key("batch_inputs"),
@@ -156,7 +157,7 @@ def _inputs(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
             dealt = batch_tables(tables, spec, context.partition_key)
             facts = {"as_of": context.partition_key, "shards": str(spec.playlist.shards)}
             snapshot = SnapshotStore(store.path("snapshots")).save(f"{spec.name}/batch_inputs", dealt, facts)
-        return results.snapshot_result(snapshot, facts)
+        return shared.snapshot_result(snapshot, facts)
 
     return [training_set, batch_inputs]
 
@@ -179,7 +180,7 @@ def _models(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[ModelVersion]:
         """Implicit ALS: users and tracks in one space, learned from who plays what."""
         trained = pipeline.train_collaborative(spec, training_set, models.open(), _tags(context), context.log.info)
-        return results.model_result(trained)
+        return shared.model_result(trained)
 
     @dg.asset(
         key=names.key("content_model"),
@@ -206,7 +207,7 @@ def _models(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
             models.open(),
             _tags(context),
         )
-        return results.model_result(trained)
+        return shared.model_result(trained)
 
     @dg.asset(
         key=names.key("blend_model"),
@@ -237,7 +238,7 @@ def _models(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
             models.open(),
             _tags(context),
         )
-        return results.model_result(trained)
+        return shared.model_result(trained)
 
     return [collaborative_model, content_model, blend_model]
 
@@ -280,7 +281,7 @@ def _decision(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         """Which version serves, since when and why: promoted, kept, or blocked by a gate, judged on stored evidence."""
         history = ChampionHistory(context.instance, spec.name, models.open(), pipeline.blend_name(spec))
         record, gates = judging.decide_champion(spec, history, evaluation, by=f"run {context.run.run_id}")
-        return results.champion_result(spec, record, history, gates)
+        return shared.champion_result(spec.risk, record, history, gates)
 
     return [evaluation, champion]
 
