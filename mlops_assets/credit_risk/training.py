@@ -1,0 +1,171 @@
+"""From a training set to a registered model version.
+
+What belongs here: what is refused, what is learned from which slice, and what a version's folder and record hold. What
+does not: cutting the training set (`labels.py`), the mathematics (`scorecard.py`, `gbm.py`, `outliers.py`), and the
+verdict on a version (`judging.py`).
+
+The slices lie in time order: models learn from `train`, are calibrated on `calibrate`, and never see `test`. The hash
+of a version covers what it decides by: the model, the outlier model and the reason texts.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mlops_assets.credit_risk import gbm, outliers, scorecard
+from mlops_assets.credit_risk.gbm import Gbm
+from mlops_assets.credit_risk.models import PdModel, model_name
+from mlops_assets.credit_risk.outliers import OutlierModel
+from mlops_assets.credit_risk.schema import FeatureSchema
+from mlops_assets.credit_risk.scorecard import Scorecard
+from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.foundation.errors import UserError
+from mlops_assets.foundation.files import canonical_json, sha256_hex, write_atomic
+from mlops_assets.foundation.registry import ModelVersion, Registry
+from mlops_assets.foundation.snapshots import Snapshot
+
+Slice = tuple[pd.DataFrame, NDArray[np.int64]]
+"""Features as `FeatureSchema.matrix` makes them, and outcomes (n,), 1 for bad."""
+
+REASONS_FILE = "reasons.json"
+_CALIBRATION_PART = 5
+"""The calibration slice fits two parameters: a fifth of the loans that training needs is enough there."""
+
+
+def train_scorecard(spec: Spec, training_set: Snapshot, registry: Registry, tags: Mapping[str, str]) -> ModelVersion:
+    """Learn a scorecard and register it.
+
+    Parameters
+    ----------
+    training_set
+        Tables `train` and `calibrate`: application_id, applied_at, the features, and bad (0 or 1); its metadata say
+        as of which period it was cut (`as_of`).
+    tags
+        Who trained (`trained_by`, whom no approval may come from), run, code version and the like.
+
+    Raises
+    ------
+    UserError
+        There are too few good or bad loans, or nothing can be learned from them.
+    """
+    return _train(spec, training_set, registry, tags, fit_scorecard, dict(spec.scorecard.model_dump()))
+
+
+def train_gbm(spec: Spec, training_set: Snapshot, registry: Registry, tags: Mapping[str, str]) -> ModelVersion:
+    """Learn a gradient-boosted model and register it; parameters and errors as for `train_scorecard`."""
+    return _train(spec, training_set, registry, tags, fit_gbm, dict(spec.gbm.model_dump()))
+
+
+def fit_scorecard(spec: Spec, train: pd.DataFrame, calibrate: pd.DataFrame) -> Scorecard:
+    """Learn a scorecard from frames with the features and bad (0 or 1); errors as for `train_scorecard`."""
+    return scorecard.fit(FeatureSchema.of(spec), spec.scorecard, *_slices(spec, train, calibrate))
+
+
+def fit_gbm(spec: Spec, train: pd.DataFrame, calibrate: pd.DataFrame) -> Gbm:
+    """Learn a gradient-boosted model from frames with the features and bad; errors as for `train_scorecard`."""
+    slices = _slices(spec, train, calibrate)
+    return gbm.fit(FeatureSchema.of(spec), spec.gbm, *slices, seed=spec.training.seed)
+
+
+def fit_outliers(spec: Spec, train: pd.DataFrame) -> OutlierModel:
+    """Learn what is usual from a frame with the features."""
+    schema = FeatureSchema.of(spec)
+    return outliers.fit(schema, spec.outliers, schema.matrix(train), seed=spec.training.seed)
+
+
+def reasons_of(spec: Spec) -> dict[str, Any]:
+    """Return the reason texts and the version that names them, as a model's folder holds them."""
+    themes = {
+        name: {"sentence": theme.sentence, "when_missing": theme.when_missing} for name, theme in spec.themes.items()
+    }
+    return {"version": sha256_hex(canonical_json(themes))[:16], "themes": themes}
+
+
+def _train(
+    spec: Spec,
+    training_set: Snapshot,
+    registry: Registry,
+    tags: Mapping[str, str],
+    fit: Callable[[Spec, pd.DataFrame, pd.DataFrame], PdModel],
+    settings: Mapping[str, Any],
+) -> ModelVersion:
+    if not tags.get("trained_by"):
+        raise UserError(
+            "nobody is named as the trainer",
+            where="tags of the model version",
+            remedy="give the tag trained_by: whoever approves the version must be somebody else.",
+        )
+    train, calibrate = training_set.read("train"), training_set.read("calibrate")
+    model = fit(spec, train, calibrate)
+    params = {
+        "kind": model.kind,
+        "schema_version": model.schema.version,
+        "seed": spec.training.seed,
+        "rows": {"train": len(train), "calibrate": len(calibrate)},
+        "settings": dict(settings),
+        "outliers": spec.outliers.model_dump(),
+    }
+    metrics = {"train_auc": _auc(model, train), "calibrate_auc": _auc(model, calibrate)}
+    until = pd.to_datetime(pd.concat([train["applied_at"], calibrate["applied_at"]])).max()
+    with tempfile.TemporaryDirectory(prefix="pd-model-") as made:
+        folder = Path(made)
+        model.save(folder)
+        fit_outliers(spec, train).save(folder)
+        write_atomic(folder / REASONS_FILE, canonical_json(reasons_of(spec)))
+        return registry.register(
+            model_name(spec),
+            folder,
+            params=params,
+            metrics=metrics,
+            parts={},
+            tags={
+                **tags,
+                "training_set": training_set.sha256,
+                "trained_until": until.isoformat(),
+                "as_of": str(training_set.metadata["as_of"]),
+            },
+        )
+
+
+def _slices(spec: Spec, train: pd.DataFrame, calibrate: pd.DataFrame) -> tuple[Slice, Slice]:
+    schema, needed = FeatureSchema.of(spec), spec.training
+    found = []
+    for name, frame, part in (("train", train, 1), ("calibrate", calibrate, _CALIBRATION_PART)):
+        bad = _outcomes(frame, name)
+        for what, count, least in (
+            ("good", int((bad == 0).sum()), needed.minimum_goods),
+            ("bad", int(bad.sum()), needed.minimum_bads),
+        ):
+            if count < max(-(-least // part), 2):
+                raise UserError(
+                    f"there are {count} {what} loans, and {max(-(-least // part), 2)} are needed",
+                    where=f"slice {name!r} of the training set",
+                    remedy=f"wait for more outcomes to mature, or lower training.minimum_{what}s.",
+                )
+        found.append((schema.matrix(frame), bad))
+    return found[0], found[1]
+
+
+def _outcomes(frame: pd.DataFrame, name: str) -> NDArray[np.int64]:
+    bad = frame["bad"].to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = ~np.isin(bad, (0.0, 1.0))
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        raise UserError(
+            f"{int(wrong.sum())} loans are neither good (0) nor bad (1), such as {frame['bad'].iloc[at]!r} in row {at}",
+            where=f"slice {name!r} of the training set, column 'bad'",
+            remedy="make the training set again from matured labels.",
+        )
+    return bad.astype(np.int64)
+
+
+def _auc(model: PdModel, frame: pd.DataFrame) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    bad = frame["bad"].to_numpy(dtype=np.int64)
+    return float(roc_auc_score(bad, model.predict(model.schema.matrix(frame))))
