@@ -18,12 +18,15 @@ from mlops_assets.samples._lending_economy import NORMAL_UNEMPLOYMENT, stress_at
 from mlops_assets.samples._lending_tables import NEVER, NO_FILE, NOT_USABLE, Bools, Floats, Ints
 from mlops_assets.samples._lending_world import World
 
+# By the codes of `LEVELS`.
 _PURPOSE = np.array([0.1, -0.2, -0.15, 0.0, 0.2, 0.45, 0.1])
 _HOME = np.array([-0.15, -0.12, 0.12, 0.0])
 _EMPLOYMENT = np.array([-0.1, 0.2, 0.15, -0.05, 0.55])
 _REGION = np.array([0.0, 0.05, 0.08, -0.05, -0.05, 0.0, 0.0, -0.03])
+_PURPOSE_IN_SHOCK = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.4, 0.0])
+_EMPLOYMENT_IN_SHOCK = np.array([0.0, 0.25, 0.35, 0.0, 0.0])
 _RESIDUAL = 0.25  # part of `disparity` that is in group C's labels and in no feature
-_BASE = -2.65
+_BASE = -2.72
 _CUT = -1.1
 
 
@@ -69,8 +72,7 @@ def fates(world: World, day: int, applications: Applications) -> Fates:
     eta = log_odds(world, applications, stress)
     intensity = np.logaddexp(0.0, eta)
     exposure = _exposure(world, day)
-    with np.errstate(divide="ignore"):
-        endured = -np.log1p(-applications.chance[:, 1]) / intensity
+    endured = -np.log1p(-applications.chance[:, 1]) / intensity
     after = np.searchsorted(exposure, endured, side="left") + 1
     score = legacy_score(applications)
     return Fates(
@@ -104,7 +106,6 @@ def log_odds(world: World, applications: Applications, stress: float) -> Floats:
     used, late = x["revolving_utilisation"], x["delinquencies_2y"]
     no_line = np.isnan(used)
     tight = np.where(no_line, 0.0, _ramp(np.where(no_line, 0.0, used), 0.35, 0.8))
-    since = x["months_since_delinquency"]
     burden = np.log(x["loan_amount"] / x["annual_income"]) + 1.4
     income = np.log(x["annual_income"] / 36_000)
     eta = (
@@ -113,26 +114,24 @@ def log_odds(world: World, applications: Applications, stress: float) -> Floats:
         + 0.2 * burden
         + 0.25 * (x["term_months"] - 36) / 24
         - 0.13 * np.log1p(np.minimum(x["employment_years"], 4))
-        + np.where(no_line, 0.4, 0.75 * tight)
-        + 0.45 * np.sqrt(np.minimum(late, 4))
+        + np.where(no_line, 0.4, 0.55 * tight)
+        + 0.35 * np.sqrt(np.minimum(late, 4))
         + 0.25 * np.minimum(x["inquiries_6m"], 2)
         + 0.35 * (x["inquiries_6m"] >= 3)
-        + _recency(since)
-        + 0.9 * _ramp(x["debt_to_income"], 0.35, 0.7)
+        + _recency(x["months_since_delinquency"])
+        + 1.1 * _ramp(x["debt_to_income"], 0.4, 0.65)
         - 0.08 * np.log1p(np.minimum(x["credit_history_months"], 96) / 12)
-        + np.minimum(0.01 * (x["open_accounts"] - 5) ** 2, 0.6)
+        + np.minimum(0.016 * (x["open_accounts"] - 5) ** 2, 0.8)
         + _PURPOSE[codes["purpose"]]
         + _HOME[codes["home_ownership"]]
         + _EMPLOYMENT[codes["employment_type"]]
         + _REGION[codes["region"]]
         # No room left, and late already or asking for a lot: worse than the sum.
-        + 1.1 * tight * (late > 0)
-        + 1.3 * tight * np.clip(burden, 0, 1.5)
+        + 1.5 * tight * (late > 0)
+        + 1.8 * tight * np.clip(burden, 0, 1.5)
         + _RESIDUAL * world.disparity * (codes["origin"] == 2)
     )
-    exposed = (
-        0.35 * (codes["employment_type"] == 2) + 0.25 * (codes["employment_type"] == 1) + 0.4 * (codes["purpose"] == 5)
-    )
+    exposed = _EMPLOYMENT_IN_SHOCK[codes["employment_type"]] + _PURPOSE_IN_SHOCK[codes["purpose"]]
     return np.asarray(eta + stress * exposed)
 
 

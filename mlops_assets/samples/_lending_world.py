@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.samples._lending_tables import BOUNDS
 
 SLOTS = 100_000  # ids that a day has for its applications, and for its new applicants
 LONGEST_ABSENCE = 720  # days after which nobody comes back
@@ -47,6 +46,12 @@ class World:
             ("disparity", 0, 3),
         ):
             _require_number(name, getattr(self, name), low, high)
+        if self.unit_error_factor == 1:
+            raise UserError(
+                "unit_error_factor is 1, which changes nothing",
+                where="LendingWorld",
+                remedy="Choose 100 for pounds read as pence, or leave unit_error_days empty.",
+            )
         if self.unit_error_column not in UNIT_ERROR_COLUMNS:
             raise UserError(
                 f"unit_error_column is {self.unit_error_column!r}",
@@ -59,18 +64,9 @@ class World:
         object.__setattr__(self, "start", start)
         if self.shock is not None:
             object.__setattr__(self, "shock", _as_date("shock", self.shock, start))
-        if isinstance(self.unit_error_days, str | date | int):
-            listed: tuple[object, ...] = (self.unit_error_days,)
-        else:
-            listed = tuple(self.unit_error_days)
+        listed = self.unit_error_days if isinstance(self.unit_error_days, tuple | list) else (self.unit_error_days,)
         days = tuple(sorted({_as_date("unit_error_days", day, start) for day in listed}))
         object.__setattr__(self, "unit_error_days", days)
-
-    @property
-    def unit_error_leaves_the_range(self) -> bool:
-        """Whether a value that the unit error befell is outside its feature's bounds, whatever it was."""
-        low, high = BOUNDS[self.unit_error_column]
-        return low * self.unit_error_factor > high or high * self.unit_error_factor < low
 
     def date_of(self, day: int) -> date:
         """Return the date of a day, counted from 0."""

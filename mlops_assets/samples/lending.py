@@ -6,9 +6,9 @@ What does not: reading real feeds, cleaning them, or any model.
 The world. Some 40 people a day apply for a loan, most in January and on Tuesdays, 15 % of them for the second time or
 more within two years. What they write follows from who they are (age, earning power, how close to the edge they live),
 from chance and from the economy; `FEATURES` lists the columns with their bounds, codes and true directions. The bank
-books seven in ten by an old score and an officer's mood; of those, 13 % default within the maturity window, at a hazard
-that peaks before its middle. Only booked loans have outcomes, and those become known late: a default on its day, a paid
-loan when it matures.
+books seven in ten by an old score and an officer's mood; of those, 13 to 14 % default within the maturity window, at a
+hazard that peaks before its middle. Only booked loans have outcomes, and those become known late: a default on its day,
+a paid loan when it matures.
 
 The true log-odds are a known function of the features (`samples/_lending_risk.py`): monotone where `FEATURES` says so,
 mostly additive, with thresholds, and two interactions around a high utilisation that trees find and a scorecard does
