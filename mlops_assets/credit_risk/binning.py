@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mlops_assets.credit_risk.encoding import MISSING, UNKNOWN, equals_any, places_of
 from mlops_assets.credit_risk.schema import Feature
 from mlops_assets.credit_risk.spec import Scorecard as Settings
 
@@ -106,13 +107,11 @@ class FeatureBins:
         return found, beyond
 
     def _assign_levels(self, values: "NDArray[Any]") -> tuple[Indices, NDArray[np.bool_]]:
-        codes, distinct = pd.factorize(np.asarray(values, dtype=object), use_na_sentinel=True)
-        last = len(self.bins) - 1
-        # The sentinel -1 of a missing value picks the entry that is put last.
-        places = [self.levels.get(level, -1) for level in distinct]
-        unknown = np.array([place < 0 for place in places] + [False])
-        table = np.array([place if place >= 0 else last for place in places] + [last - 1])
-        return table[codes], unknown[codes]
+        found = places_of(values, self.levels)
+        unknown = found == UNKNOWN
+        found[unknown] = len(self.bins) - 1
+        found[found == MISSING] = len(self.bins) - 2
+        return found, unknown
 
     def to_dict(self) -> dict[str, Any]:
         """Return the bins as plain JSON values."""
@@ -201,7 +200,7 @@ class _Evidence:
 def _numeric_bins(feature: Feature, values: Floats, bad: NDArray[np.int64], least: int, most: int) -> FeatureBins:
     evidence = _Evidence(bad)
     missing = np.isnan(values)
-    coded = np.isin(values, list(feature.special)) if feature.special else np.zeros(len(values), dtype=bool)
+    coded = equals_any(values, feature.special)
     plain = ~missing & ~coded & np.isfinite(values)
     edges: list[float] = []
     bins: list[Bin] = []
@@ -241,7 +240,7 @@ def _special_bins(
     if rare:
         meanings = " or ".join(feature.special[code] for code in rare)
         places |= dict.fromkeys(rare, len(bins))
-        bins.append(evidence.cautious("special", _group(meanings, bad[np.isin(values, rare)])))
+        bins.append(evidence.cautious("special", _group(meanings, bad[equals_any(values, rare)])))
     return places
 
 

@@ -9,7 +9,7 @@ scored as the riskiest value of the feature, so that nobody gains by leaving a f
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,6 +23,9 @@ from mlops_assets.foundation.errors import UserError
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+MISSING, UNKNOWN = -1, -2
+"""Places of values that a table has no place for."""
+_FEW = 64
 _PRIOR_ROWS = 20.0
 """Rows of the average bad rate that a category's own rate is mixed with before categories are ranked."""
 _CANDIDATES = 32
@@ -78,10 +81,8 @@ class Encoding:
     def _numbers(self, values: "NDArray[Any]") -> tuple[list[Floats], Mask]:
         value = np.array(values, dtype=np.float64)
         flags = [np.asarray(value == code, dtype=np.float64) for code in self.special]
-        coded = np.isin(value, self.special) if self.special else np.zeros(len(value), dtype=bool)
-        rare = np.isin(value, self.rare) if self.rare else np.zeros(len(value), dtype=bool)
-        unlearned = np.isnan(value) | rare
-        value[coded | rare] = np.nan
+        unlearned = np.isnan(value) | equals_any(value, self.rare)
+        value[unlearned | equals_any(value, self.special)] = np.nan
         # Where training had no number at all, every number lies beyond it.
         low, high = (np.inf, -np.inf) if self.low is None or self.high is None else (self.low, self.high)
         beyond = (value < low) | (value > high)
@@ -90,15 +91,13 @@ class Encoding:
         return [value, *flags], beyond
 
     def _categories(self, values: "NDArray[Any]") -> tuple[list[Floats], Mask]:
-        at, distinct = pd.factorize(np.asarray(values, dtype=object), use_na_sentinel=True)
+        at = places_of(values, {level: place for place, level in enumerate(self.levels)})
         worst = np.nan if self.worst is None else self.worst
         rest = worst if self.other is None else float(self.other)
-        codes = [self.levels.get(level) for level in distinct]
-        # The sentinel -1 of a missing value picks the entry that is put last.
-        of_missing = np.nan if self.learned_missing else worst
-        table = np.array([*(rest if code is None else float(code) for code in codes), of_missing])
-        unknown = np.array([*(level not in self.levels for level in distinct), False], dtype=bool)
-        return [table[at]], unknown[at]
+        codes = [rest if code is None else float(code) for code in self.levels.values()]
+        # The places of unknown and missing values count from the end.
+        table = np.array([*codes, rest, np.nan if self.learned_missing else worst])
+        return [table[at]], at == UNKNOWN
 
     def to_dict(self) -> dict[str, Any]:
         """Return the encoding as plain JSON values."""
@@ -208,7 +207,7 @@ def _numeric(feature: Feature, values: Floats, least: int) -> Encoding:
     special = tuple(code for code, count in rows.items() if count >= least)
     rare = tuple(code for code, count in rows.items() if count < least)
     missing = int(np.isnan(values).sum()) + sum(rows[code] for code in rare)
-    plain = values[np.isfinite(values) & ~np.isin(values, list(rows))]
+    plain = values[np.isfinite(values) & ~equals_any(values, rows)]
     low, high = (float(plain.min()), float(plain.max())) if len(plain) else (None, None)
     return Encoding(feature.name, "numeric", low, high, special, rare, learned_missing=missing >= least)
 
@@ -238,6 +237,31 @@ def evenly(values: Floats, most: int) -> Floats:
         return values
     chosen: Floats = values[np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).astype(int))]
     return chosen
+
+
+def places_of(values: "NDArray[Any]", known: Mapping[str, int]) -> NDArray[np.intp]:
+    """Return each category's place, (n,): `MISSING` for None and NaN, `UNKNOWN` for what is not in the table."""
+    values = np.asarray(values, dtype=object)
+    if len(values) <= _FEW:
+        return _places_one_by_one(values, known)
+    # Batches repeat few categories: each is looked up once. The sentinel -1 of a missing value picks the last entry.
+    at, distinct = pd.factorize(values, use_na_sentinel=True)
+    return np.append(_places_one_by_one(np.asarray(distinct, dtype=object), known), MISSING)[at]
+
+
+def _places_one_by_one(values: "NDArray[Any]", known: Mapping[str, int]) -> NDArray[np.intp]:
+    plain = values.copy()
+    plain[pd.isna(plain)] = None
+    table: dict[Any, int] = {**known, None: MISSING}
+    return np.fromiter((table.get(value, UNKNOWN) for value in plain.tolist()), np.intp, len(plain))
+
+
+def equals_any(values: Floats, codes: Iterable[float]) -> Mask:
+    """Tell which values (n,) equal one of a few codes; NaN equals none."""
+    found = np.zeros(len(values), dtype=bool)
+    for code in codes:
+        found |= values == code
+    return found
 
 
 def column_of(features: pd.DataFrame, name: str) -> "NDArray[Any]":

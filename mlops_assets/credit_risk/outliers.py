@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mlops_assets.credit_risk.encoding import column_of
+from mlops_assets.credit_risk.encoding import column_of, equals_any, places_of
 from mlops_assets.credit_risk.logistic import exp_minus
 from mlops_assets.credit_risk.schema import Feature, FeatureSchema
 from mlops_assets.credit_risk.spec import Outliers as Settings
@@ -78,11 +78,11 @@ class _Column:
     def numbers(self, values: "NDArray[Any]") -> Floats:
         if self.levels is None:
             number = np.array(values, dtype=np.float64)
-            number[np.isnan(number) | np.isin(number, self.special)] = self.stand_in
+            number[np.isnan(number) | equals_any(number, self.special)] = self.stand_in
             return np.clip(number, -_LARGEST, _LARGEST)
-        codes, distinct = pd.factorize(np.asarray(values, dtype=object), use_na_sentinel=True)
-        table = np.array([*(self.levels.get(level, self.unknown) for level in distinct), self.stand_in])
-        return table[codes]
+        at = places_of(values, {level: place for place, level in enumerate(self.levels)})
+        # The places of unknown and missing values count from the end.
+        return np.array([*self.levels.values(), self.unknown, self.stand_in])[at]
 
 
 class OutlierModel:
@@ -250,7 +250,7 @@ def fit(schema: FeatureSchema, settings: Settings, features: pd.DataFrame, *, se
 def _column(feature: Feature, values: "NDArray[Any]") -> _Column:
     if feature.kind == "numeric":
         number = np.asarray(values, dtype=np.float64)
-        plain = number[np.isfinite(number) & ~np.isin(number, list(feature.special))]
+        plain = number[np.isfinite(number) & ~equals_any(number, feature.special)]
         return _Column(feature.name, float(np.median(plain)) if len(plain) else 0.0, tuple(sorted(feature.special)))
     codes, distinct = pd.factorize(np.asarray(values, dtype=object), use_na_sentinel=True)
     known = codes[codes >= 0]

@@ -233,8 +233,8 @@ def _right_signs(
     """Fit the odds of good on weights of evidence; leave out, one by one, what more evidence would make riskier."""
     kept = list(range(woe.shape[1]))
     while kept:
-        penalty: Floats = np.full(len(kept), 1.0 / settings.regularization, dtype=np.float64)
-        fitted = fit_logistic(woe[:, kept], 1.0 - bad, penalty)
+        penalty = np.full(len(kept), 1.0 / settings.regularization)
+        fitted = fit_logistic(woe[:, kept], (1 - bad).astype(np.float64), penalty)
         coefficients = fitted[:-1]
         wrong = int(np.argmin(coefficients))
         if coefficients[wrong] > 0.0:

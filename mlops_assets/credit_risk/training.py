@@ -17,15 +17,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mlops_assets.credit_risk import gbm, outliers, scorecard
+from mlops_assets.credit_risk import gbm, metrics, outliers, scorecard
 from mlops_assets.credit_risk.gbm import Gbm
 from mlops_assets.credit_risk.models import PdModel, model_name
 from mlops_assets.credit_risk.outliers import OutlierModel
+from mlops_assets.credit_risk.reasons import ReasonTable
 from mlops_assets.credit_risk.schema import FeatureSchema
 from mlops_assets.credit_risk.scorecard import Scorecard
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.files import canonical_json, sha256_hex, write_atomic
+from mlops_assets.foundation.files import canonical_json, write_atomic
 from mlops_assets.foundation.registry import ModelVersion, Registry
 from mlops_assets.foundation.snapshots import Snapshot
 
@@ -78,14 +79,6 @@ def fit_outliers(spec: Spec, train: pd.DataFrame) -> OutlierModel:
     return outliers.fit(schema, spec.outliers, schema.matrix(train), seed=spec.training.seed)
 
 
-def reasons_of(spec: Spec) -> dict[str, Any]:
-    """Return the reason texts and the version that names them, as a model's folder holds them."""
-    themes = {
-        name: {"sentence": theme.sentence, "when_missing": theme.when_missing} for name, theme in spec.themes.items()
-    }
-    return {"version": sha256_hex(canonical_json(themes))[:16], "themes": themes}
-
-
 def _train(
     spec: Spec,
     training_set: Snapshot,
@@ -110,18 +103,19 @@ def _train(
         "settings": dict(settings),
         "outliers": spec.outliers.model_dump(),
     }
-    metrics = {"train_auc": _auc(model, train), "calibrate_auc": _auc(model, calibrate)}
+    measured = {f"{name}_auc": _auc(model, frame) for name, frame in (("train", train), ("calibrate", calibrate))}
     until = pd.to_datetime(pd.concat([train["applied_at"], calibrate["applied_at"]])).max()
     with tempfile.TemporaryDirectory(prefix="pd-model-") as made:
         folder = Path(made)
         model.save(folder)
         fit_outliers(spec, train).save(folder)
-        write_atomic(folder / REASONS_FILE, canonical_json(reasons_of(spec)))
+        table = ReasonTable.of(spec)
+        write_atomic(folder / REASONS_FILE, canonical_json({"version": table.version, "themes": table.to_dict()}))
         return registry.register(
             model_name(spec),
             folder,
             params=params,
-            metrics=metrics,
+            metrics=measured,
             parts={},
             tags={
                 **tags,
@@ -165,7 +159,8 @@ def _outcomes(frame: pd.DataFrame, name: str) -> NDArray[np.int64]:
 
 
 def _auc(model: PdModel, frame: pd.DataFrame) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    bad = frame["bad"].to_numpy(dtype=np.int64)
-    return float(roc_auc_score(bad, model.predict(model.schema.matrix(frame))))
+    # How far training is from chance and from the truth; whether there are enough rows to judge by is up to evaluation.
+    few = metrics.Terms(metrics.Minimum(2, 2, 2))
+    return metrics.auc(
+        frame["bad"].to_numpy(dtype=np.int64), model.predict(model.schema.matrix(frame)), terms=few
+    ).number()[0]
