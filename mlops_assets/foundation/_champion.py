@@ -1,8 +1,8 @@
-"""Which version of a model serves, and since when: the champion's history, with rollback.
+"""Which version of a model serves, and since when: the champion's history, with approval and rollback.
 
-What belongs here: writing the next record of a decision, and reading the history from Dagster's event log. What does
-not: a single record (`_champion_record.py`), how a candidate is judged (`_verdict.py`), and the versions themselves
-(`registry.py`).
+What belongs here: the next record of a decision, and what must hold before it is written. What does not: reading the
+history (`_champion_log.py`), what its records add up to (`_approval.py`), how a candidate is judged (`_verdict.py`),
+and the versions themselves (`registry.py`).
 
 The champion is not a field that is overwritten. Each decision is a materialization of ``<system>/champion`` in
 Dagster's event log whose record carries the hash of the record before; the MLflow alias ``champion`` is only a copy
@@ -10,27 +10,22 @@ of the last one for consumers outside Dagster.
 """
 
 import logging
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
 
-from mlops_assets.foundation._champion_record import ChampionRecord, Entry, entry_of, misfits_of
+from mlops_assets.foundation._approval import Ledger, Proposal, folded
+from mlops_assets.foundation._champion_log import ChampionLog, moment_of
+from mlops_assets.foundation._champion_record import ChampionRecord
 from mlops_assets.foundation._model_store import ModelVersion, listed
-from mlops_assets.foundation._verdict import Verdict
+from mlops_assets.foundation._verdict import APPROVAL, Verdict
 from mlops_assets.foundation.errors import UserError
-
-if TYPE_CHECKING:
-    import dagster as dg
-
-    # The registry's module gives this one's public names, so at run time the import goes the other way.
-    from mlops_assets.foundation.registry import Registry
+from mlops_assets.foundation.lease import Lease
 
 _log = logging.getLogger(__name__)
-_PAGE = 500
+_PROPOSAL_IS_VALID = timedelta(days=14)
 
 
-class ChampionHistory:
-    """Which version of a model served when, who decided it and why; read from Dagster's event log.
+class ChampionHistory(ChampionLog):
+    """Which version of a model served when, who decided it and why; and the next decision.
 
     Parameters
     ----------
@@ -40,78 +35,10 @@ class ChampionHistory:
         The system; the asset is ``<system>/champion``.
     registry, model
         Where the versions are, and of which model.
+    approval_required
+        Whether a version becomes champion only by `approve`. A promotion without it then moves nothing, whoever wrote
+        it: the version approved before goes on serving, and `verify` names the record.
     """
-
-    def __init__(self, instance: "dg.DagsterInstance", system: str, registry: "Registry", model: str) -> None:
-        self.instance, self.system, self.registry, self.model = instance, system, registry, model
-
-    def records(self) -> list[ChampionRecord]:
-        """Return every readable record, oldest first; `verify` names the unreadable ones."""
-        return [entry.record for entry in self._entries(ascending=True) if entry.record]
-
-    def current(self) -> ChampionRecord | None:
-        """Return the record that made the champion, or None while there is none.
-
-        Raises
-        ------
-        UserError
-            A record that may have moved the pointer since was changed after it was written.
-        """
-        return self._last_move(self._entries())
-
-    def production_at(self, time: datetime) -> ChampionRecord | None:
-        """Return the record that made the champion of a moment in the past, or None if there was none yet.
-
-        Raises
-        ------
-        UserError
-            ``time`` has no time zone, or the history was changed, as for `current`.
-        """
-        if time.tzinfo is None:
-            raise UserError(f"{time} has no time zone", remedy="give one, such as 2026-11-23T06:00:00+00:00.")
-        return self._last_move(entry for entry in self._entries() if entry.logged_at <= time)
-
-    def champion(self) -> ModelVersion:
-        """Return the version that serves, as a run resolves it once at its start.
-
-        Raises
-        ------
-        UserError
-            There is no champion yet, or its record and the registry disagree about its content.
-        """
-        record = self.current()
-        if record is None or record.version is None:
-            raise UserError(
-                "there is no champion yet",
-                where=f"{self.system}/champion",
-                remedy=f"train and evaluate {self.model}, then materialize {self.system}/champion.",
-            )
-        return self._same_content(record)
-
-    def verify(self) -> list[str]:
-        """Return what is wrong with the history, each line naming the record; empty if nothing is."""
-        problems: list[str] = []
-        previous: Entry | None = None
-        champion: int | None = None
-        certain = True
-        for entry in self._entries(ascending=True):
-            if entry.problem:
-                problems.append(f"{entry}: {entry.problem}")
-            if entry.claimed_sha256 is None:
-                continue
-            if entry.record is not None:
-                misfits = [f"{entry}: {what}" for what in misfits_of(entry.record, previous)]
-                problems += misfits
-                certain = certain and not entry.problem and not misfits
-                if entry.record.to_version is not None:
-                    if certain and entry.record.from_version != champion:
-                        moved = f"moves from {entry.record.from_version}, but the champion was {champion}"
-                        problems.append(f"{entry}: {moved}")
-                    champion = entry.record.to_version
-            # What a damaged record moved is not known, so the next move is not held against it.
-            certain = not entry.problem
-            previous = entry
-        return problems
 
     def next_record(
         self,
@@ -121,39 +48,155 @@ class ChampionHistory:
         by: str,
         evidence_sha256: str | None = None,
         reason: str | None = None,
+        valid_for: timedelta = _PROPOSAL_IS_VALID,
     ) -> ChampionRecord:
         """Return the record of a verdict; the champion asset materializes it with ``record.metadata()``.
 
         Parameters
         ----------
         verdict, candidate
-            What was decided about which version.
+            What was decided about which version. A proposal names as trainer the candidate's tag ``trained_by``.
         by
             Who decided: a person, or the run.
         evidence_sha256
-            The evidence stored with the candidate that the verdict rests on; a promotion needs one.
+            The evidence stored with the candidate that the verdict rests on; a promotion or proposal needs one.
         reason
             Instead of the verdict's own reasons.
+        valid_for
+            How long a proposal may be approved.
 
         Raises
         ------
         UserError
-            For a promotion: no evidence, evidence that is not stored with the candidate, or broken files.
+            For a promotion or proposal: no evidence, evidence that is not stored with the candidate, or broken files;
+            for a promotion where an approval is required: always.
         """
         if candidate.model != self.model:
             raise UserError(f"{candidate} cannot become champion of {self.model}", where=self.system)
         if evidence_sha256 is not None:
             self.registry.evidence(candidate, evidence_sha256)
-        if verdict.verdict != "promoted":
-            return self._record(verdict.verdict, candidate, by, reason or verdict.reason, evidence_sha256)
+        outcome, reason = verdict.verdict, reason or verdict.reason
+        if outcome in {"kept", "blocked"}:
+            return self._record(self._ledger(), outcome, candidate.version, by, reason, evidence_sha256)
+        if outcome == "promoted" and self.approval_required:
+            raise UserError(
+                f"{candidate} cannot be promoted without an approval",
+                where=self._place(),
+                remedy=f"name the gate {APPROVAL!r} among those required: the verdict is a proposal then.",
+            )
         if evidence_sha256 is None:
             raise UserError(
-                f"{candidate} cannot be promoted without evidence",
-                where=f"{self.system}/champion",
+                f"{candidate} cannot be {outcome} without evidence",
+                where=self._place(),
                 remedy="attach the evaluation with Registry.attach_evidence and pass its hash.",
             )
         self.registry.fetch(candidate)
-        return self._record("promoted", candidate, by, reason or verdict.reason, evidence_sha256, moves=True)
+        if outcome == "promoted":
+            return self._record(self._ledger(), outcome, candidate.version, by, reason, evidence_sha256, to=candidate)
+        if valid_for <= timedelta():
+            raise UserError(f"a proposal cannot be valid for {valid_for}", remedy="give it some days.")
+        return self._record(
+            self._ledger(),
+            outcome,
+            candidate.version,
+            by,
+            reason,
+            evidence_sha256,
+            candidate_sha256=candidate.sha256,
+            trained_by=candidate.tags.get("trained_by"),
+            expires_at=datetime.now(UTC) + valid_for,
+        )
+
+    def approve(
+        self,
+        version: int,
+        by: str,
+        reason: str,
+        evidence_sha256: str | None = None,
+        now: datetime | None = None,
+    ) -> ChampionRecord:
+        """Make a proposed version the champion; nothing moves before its files and evidence are verified.
+
+        Parameters
+        ----------
+        version
+            The version, whose proposal must be open.
+        by, reason
+            Who approves, which must be somebody else than trained it, and why.
+        evidence_sha256
+            The evidence that was looked at; refused unless it is the one that the proposal rests on.
+        now
+            The moment at which the proposal must still be valid, where that is later than the present.
+
+        Raises
+        ------
+        UserError
+            Why it may not be approved, and what to do; the champion is then the same as before.
+        """
+        self._check_stated(by, reason)
+        with self._deciding(f"approval of version {version} by {by}"):
+            ledger = self._ledger().trusted()
+            put = self._proposed(ledger, version).record
+            candidate = self.registry.get(self.model, version)
+            record = self._record(
+                ledger,
+                "promoted",
+                version,
+                by,
+                reason,
+                evidence_sha256 or put.evidence_sha256,
+                to=candidate,
+                candidate_sha256=candidate.sha256,
+                trained_by=put.trained_by,
+                approves=put.record_sha256,
+            )
+            if objection := ledger.objection(record, max(moment_of(now), datetime.now(UTC))):
+                raise UserError(
+                    f"{candidate} cannot be approved: {objection.what}",
+                    where=self._place(put.number),
+                    remedy=objection.remedy,
+                )
+            self.registry.evidence(candidate, record.evidence_sha256 or "")
+            self.registry.fetch(candidate)
+            self._report(record, f"version {version} approved by {by}: {reason}")
+            self._check_that_it_counts(record)
+        self._mend_alias(version)
+        return record
+
+    def reject(self, version: int, by: str, reason: str) -> ChampionRecord:
+        """Close the proposal of a version; the champion stays, and the content is not proposed again by itself.
+
+        A broken candidate can be rejected, and so can a proposal that is out of date.
+
+        Raises
+        ------
+        UserError
+            An empty reason, or a version that is not proposed, is decided already, or serves.
+        """
+        self._check_stated(by, reason)
+        with self._deciding(f"rejection of version {version} by {by}"):
+            ledger = self._ledger().trusted()
+            proposal = self._proposed(ledger, version)
+            put = proposal.record
+            if proposal.status in {"approved", "rejected", "rolled_back"}:
+                raise UserError(
+                    f"{self.model} version {version} cannot be rejected: {proposal.why}",
+                    where=self._place(put.number),
+                    remedy="nothing is to be done: it does not serve.",
+                )
+            record = self._record(
+                ledger,
+                "rejected",
+                version,
+                by,
+                reason,
+                put.evidence_sha256,
+                candidate_sha256=put.candidate_sha256,
+                trained_by=put.trained_by,
+                rejects=put.record_sha256,
+            )
+            self._report(record, f"version {version} rejected by {by}: {reason}")
+        return record
 
     def rollback(self, to: int, by: str, reason: str) -> ChampionRecord:
         """Make an earlier champion the champion again; nothing moves before its files are verified.
@@ -164,35 +207,25 @@ class ChampionHistory:
             An empty reason, no champion yet, a version that is unknown, was never promoted or serves already,
             or a broken file.
         """
-        import dagster as dg
-
-        sound = [entry.record for entry in self._entries(ascending=True) if entry.record and not entry.problem]
-        served = {record.to_version: record for record in sound if record.to_version is not None}
+        self._check_stated(by, reason)
+        ledger = self._ledger()
+        served = {record.to_version: record for record in ledger.moves if record.to_version is not None}
         if not served:
-            raise UserError("there is no champion yet to roll back from", where=f"{self.system}/champion")
+            raise UserError("there is no champion yet to roll back from", where=self._place())
         version = self.registry.get(self.model, to)
         if to not in served:
             raise UserError(
                 f"{version} was never promoted",
-                where=f"{self.system}/champion",
+                where=self._place(),
                 remedy=f"roll back to one of {listed(sorted(served))}.",
             )
-        if self._serves(to):
-            raise UserError(f"{version} is the champion already", where=f"{self.system}/champion")
+        # A damaged history says nothing; rolling back to the version that should serve repairs it.
+        if ledger.sound and ledger.champion is not None and ledger.champion.version == to:
+            raise UserError(f"{version} is the champion already", where=self._place())
         self.registry.fetch(self._same_content(served[to]))
-        record = self._record("rolled_back", version, by, reason, served[to].evidence_sha256, moves=True)
-        self.instance.report_runless_asset_event(
-            dg.AssetMaterialization(
-                asset_key=self._asset_key(),
-                description=f"rolled back to version {to}: {reason}",
-                metadata=record.metadata(),
-                tags={"dagster/data_version": version.sha256},
-            )
-        )
-        try:
-            self.sync_alias()
-        except UserError as error:
-            _log.warning("The champion is version %s; its MLflow alias will be repaired later. %s", to, error)
+        record = self._record(ledger, "rolled_back", to, by, reason, served[to].evidence_sha256, to=version)
+        self._report(record, f"rolled back to version {to}: {reason}")
+        self._mend_alias(to)
         return record
 
     def sync_alias(self) -> bool:
@@ -210,88 +243,81 @@ class ChampionHistory:
         self.registry.mlflow.set_alias(self.model, number)
         return True
 
+    def _mend_alias(self, number: int) -> None:
+        try:
+            self.sync_alias()
+        except UserError as error:
+            _log.warning("The champion is version %s; its MLflow alias will be repaired later. %s", number, error)
+
     def _record(
         self,
+        ledger: Ledger,
         verdict: str,
-        candidate: ModelVersion,
+        candidate: int,
         by: str,
         reason: str,
         evidence_sha256: str | None,
         *,
-        moves: bool = False,
+        to: ModelVersion | None = None,
+        **of_approvals: str | datetime | None,
     ) -> ChampionRecord:
-        for name, value in (("reason", reason), ("name of who decides", by)):
-            if not value.strip():
-                raise UserError(f"the {name} is empty", where=f"{self.system}/champion", remedy="state it.")
-        entries = [entry for entry in self._entries() if entry.claimed_sha256]
+        self._check_stated(by, reason)
         # A rollback is the way out of a damaged history, so it does not insist on sound records before it.
-        before = self._last_move(iter(entries), skip_damaged=verdict == "rolled_back")
+        before = ledger.champion if verdict == "rolled_back" else ledger.trusted().champion
+        serves = to or before
         return ChampionRecord.made(
             {
                 "system": self.system,
                 "model": self.model,
-                "number": max((entry.record.number for entry in entries if entry.record), default=0) + 1,
+                "number": ledger.number + 1,
                 "verdict": verdict,
-                "version": candidate.version if moves else before and before.version,
-                "sha256": candidate.sha256 if moves else before and before.sha256,
-                "candidate": candidate.version,
-                "from": before.version if moves and before else None,
-                "to": candidate.version if moves else None,
+                "version": serves and serves.version,
+                "sha256": serves and serves.sha256,
+                "candidate": candidate,
+                "from": before.version if to and before else None,
+                "to": to.version if to else None,
                 "by": by,
                 "reason": reason,
                 "evidence_sha256": evidence_sha256,
-                "previous_record_sha256": entries[0].claimed_sha256 if entries else None,
+                "previous_record_sha256": ledger.last.claimed_sha256 if ledger.last else None,
                 "decided_at": datetime.now(UTC),
+                **of_approvals,
             }
         )
 
-    def _serves(self, number: int) -> bool:
-        try:
-            current = self.current()
-        except UserError:
-            # A damaged history says nothing; rolling back to the version that should serve repairs it.
-            return False
-        return current is not None and current.version == number
+    def _check_stated(self, by: str, reason: str) -> None:
+        for name, value in (("reason", reason), ("name of who decides", by)):
+            if not folded(value):
+                raise UserError(f"the {name} is empty", where=self._place(), remedy="state it.")
 
-    def _same_content(self, record: ChampionRecord) -> ModelVersion:
-        assert record.version is not None
-        version = self.registry.get(self.model, record.version)
-        if version.sha256 != record.sha256:
+    def _deciding(self, what: str) -> Lease:
+        """Return the lease under which a proposal is decided on, so that of two people one comes first."""
+        return Lease(self.registry.files.root / self.model / "approval", what)
+
+    def _check_that_it_counts(self, record: ChampionRecord) -> None:
+        """Look again after writing: a run or a rollback, which wait for nobody, may have been faster."""
+        ledger = self._ledger()
+        if all(move.record_sha256 != record.record_sha256 for move in ledger.moves):
+            serving = ledger.champion and ledger.champion.version
             raise UserError(
-                f"{version} has SHA-256 {version.sha256}, but {record.sha256} was promoted",
-                where=f"{self.system}/champion, record {record.number}",
-                remedy="restore the version from a backup, or roll back to another one.",
+                f"the approval of version {record.candidate} came too late and moves nothing: the history changed "
+                "while it was written",
+                where=self._place(record.number),
+                remedy=f"version {serving} serves; look at the history, and decide again.",
             )
-        return version
 
-    def _last_move(self, newest_first: Iterator[Entry], *, skip_damaged: bool = False) -> ChampionRecord | None:
-        for entry in newest_first:
-            if entry.problem is None and entry.record and entry.record.to_version is not None:
-                return entry.record
-            if entry.problem and entry.claimed_sha256 and not skip_damaged:
-                raise UserError(
-                    f"{entry} cannot be trusted: {entry.problem}",
-                    where=f"{self.system}/champion",
-                    remedy="roll back to a version that you trust: that starts from a sound record again.",
-                )
-        return None
-
-    def _asset_key(self) -> "dg.AssetKey":
-        import dagster as dg
-
-        return dg.AssetKey([self.system, "champion"])
-
-    def _entries(self, *, ascending: bool = False) -> Iterator[Entry]:
-        cursor: str | None = None
-        while True:
-            page = self.instance.fetch_materializations(
-                self._asset_key(), limit=_PAGE, cursor=cursor, ascending=ascending
+    def _proposed(self, ledger: Ledger, version: int) -> Proposal:
+        if ledger.champion is not None and ledger.champion.version == version:
+            since = f"since {ledger.champion.logged_at:%Y-%m-%d %H:%M} UTC, by {ledger.champion.by}"
+            raise UserError(f"{self.model} version {version} serves already, {since}", where=self._place())
+        proposals = ledger.proposals(datetime.now(UTC))
+        found = next((item for item in reversed(proposals) if item.record.candidate == version), None)
+        if found is None:
+            waiting = [item.record.candidate for item in proposals if item.status == "open"]
+            instead = f"; version {waiting[0]} is proposed now" if waiting else ""
+            raise UserError(
+                f"{self.model} version {version} was never proposed{instead}",
+                where=self._place(),
+                remedy=f"evaluate it and materialize {self._place()}: its gates must pass first.",
             )
-            for event in page.records:
-                materialization = event.asset_materialization
-                metadata = materialization.metadata if materialization else {}
-                values = {name: value.value for name, value in metadata.items()}
-                yield entry_of(event.storage_id, datetime.fromtimestamp(event.timestamp, UTC), values)
-            if not page.has_more:
-                return
-            cursor = page.cursor
+        return found

@@ -16,7 +16,18 @@ from mlops_assets.foundation.files import sha256_hex
 if TYPE_CHECKING:
     import dagster as dg
 
-_CLOCK_TOLERANCE = timedelta(hours=1)
+CLOCK_TOLERANCE = timedelta(hours=1)
+"""How far the clocks of two machines that write records may be apart."""
+
+_TEXT, _NUMBER = (str,), (int,)
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("system", "model", "verdict", "by", "reason", "decided_at"), _TEXT),
+    **dict.fromkeys(("number", "candidate"), _NUMBER),
+    **dict.fromkeys(("version", "from", "to"), (*_NUMBER, type(None))),
+    **dict.fromkeys(("sha256", "evidence_sha256", "previous_record_sha256"), (*_TEXT, type(None))),
+}
+# Only a record that has one of them carries them, so that every other record reads and hashes as it always did.
+_OF_APPROVALS = ("candidate_sha256", "trained_by", "expires_at", "approves", "rejects")
 
 
 @dataclass(frozen=True)
@@ -28,11 +39,12 @@ class ChampionRecord:
     number
         Its place in the history, from 1.
     verdict
-        ``promoted``, ``kept``, ``blocked`` or ``rolled_back``.
+        ``promoted``, ``kept``, ``blocked`` or ``rolled_back``; where promotions are approved, ``proposed`` and
+        ``rejected`` as well.
     version, sha256
         The champion after this record; None while there is none.
     candidate
-        The version that was judged, or rolled back to.
+        The version that was judged, proposed, approved or rejected, or rolled back to.
     from_version, to_version
         Where the pointer moved from and to; both None where it did not move, and from None for the first champion.
     evidence_sha256
@@ -43,6 +55,12 @@ class ChampionRecord:
         The record's canonical JSON: what was hashed.
     logged_at
         When the event log received it, which is when the pointer moved; None before that.
+    candidate_sha256, trained_by
+        Of a proposal and of what was decided on it: the candidate's content, and who trained it, if that is known.
+    expires_at
+        Until when a proposal may be approved.
+    approves, rejects
+        The ``record_sha256`` of the proposal that this record decides on.
     """
 
     system: str
@@ -62,6 +80,11 @@ class ChampionRecord:
     text: str
     record_sha256: str
     logged_at: datetime | None = None
+    candidate_sha256: str | None = None
+    trained_by: str | None = None
+    expires_at: datetime | None = None
+    approves: str | None = None
+    rejects: str | None = None
 
     @property
     def intact(self) -> bool:
@@ -81,15 +104,22 @@ class ChampionRecord:
 
     @classmethod
     def made(cls, body: Mapping[str, Any]) -> "ChampionRecord":
-        """Return a new record of this content."""
-        text = json_of(body, "champion record").decode()
+        """Return a new record of this content; what only approvals know is left out where it is None."""
+        stated = {name: value for name, value in body.items() if value is not None or name not in _OF_APPROVALS}
+        text = json_of(stated, "champion record").decode()
         return cls.read(text, sha256_hex(text.encode()), None)
 
     @classmethod
     def read(cls, text: str, record_sha256: str, logged_at: datetime | None) -> "ChampionRecord":
         """Return the record that ``text`` holds; ValueError, KeyError or TypeError if it holds none."""
         body = json.loads(text)
-        body["decided_at"] = datetime.fromisoformat(body["decided_at"])
+        for name, types in {**_TYPES, **{name: _TEXT for name in _OF_APPROVALS if name in body}}.items():
+            if type(body[name]) not in types:
+                raise TypeError(name)
+        for name in {"decided_at", "expires_at"} & body.keys():
+            body[name] = datetime.fromisoformat(body[name])
+            if body[name].tzinfo is None:
+                raise ValueError(name)
         body["from_version"], body["to_version"] = body.pop("from"), body.pop("to")
         return cls(**body, text=text, record_sha256=record_sha256, logged_at=logged_at)
 
@@ -119,7 +149,7 @@ def misfits_of(record: ChampionRecord, previous: Entry | None) -> Iterator[str]:
     """Yield where a record does not fit its place in the history."""
     if record.previous_record_sha256 != (previous.claimed_sha256 if previous else None):
         yield f"does not follow {previous or 'the beginning'}: a record was removed, added or changed"
-    if record.logged_at and abs(record.decided_at - record.logged_at) > _CLOCK_TOLERANCE:
+    if record.logged_at and abs(record.decided_at - record.logged_at) > CLOCK_TOLERANCE:
         yield f"says that it was decided at {record.decided_at}, far from when it was logged"
 
 

@@ -12,6 +12,9 @@ from mlops_assets.foundation._model_store import ModelVersion
 
 Status = Literal["passed", "failed", "not_assessed"]
 
+APPROVAL = "approval"
+"""The gate that no evaluation can pass: a person does, afterwards (`ChampionHistory.approve`)."""
+
 
 @dataclass(frozen=True)
 class GateResult:
@@ -31,9 +34,9 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``promoted``, ``kept`` (the champion stays) or ``blocked``, with the reasons."""
+    """``promoted``, ``proposed`` (somebody must approve), ``kept`` (the champion stays) or ``blocked``; the reasons."""
 
-    verdict: Literal["promoted", "kept", "blocked"]
+    verdict: Literal["promoted", "proposed", "kept", "blocked"]
     reasons: tuple[str, ...]
 
     @property
@@ -48,6 +51,8 @@ def decide(
     gates: Sequence[GateResult],
     required: Sequence[str],
     better: GateResult | None = None,
+    *,
+    held_back: str | None = None,
 ) -> Verdict:
     """Judge a candidate on its gates; whatever comes out is a result, never an exception.
 
@@ -59,30 +64,38 @@ def decide(
         The results of the gates. Several results of one gate must all pass.
     required
         The names of the gates that must have passed. One that failed, was not assessed or is missing blocks.
+        ``approval`` among them is not measured: it turns a promotion into a proposal.
     better
         The result of comparing the candidate with the champion. Failed means "not better", which keeps the champion
         and blocks nothing; it is not needed where there is no champion.
+    held_back
+        Why people do not want this content, from `ChampionHistory.held_back`: it keeps an otherwise good candidate
+        from coming back by itself. Leave it out where somebody asks for the candidate again.
 
     Returns
     -------
     Verdict
-        ``kept`` for the champion's own content, else ``blocked``, ``promoted`` or ``kept``, in this order.
+        ``kept`` for the champion's own content, else ``blocked``, ``promoted`` (or ``proposed``) or ``kept``.
     """
     if champion is not None and champion.sha256 == candidate.sha256:
         return Verdict("kept", (f"{candidate} is the champion's own content (version {champion.version})",))
     comparison = better.gate if better is not None else None
-    blocking = [reason for name in required if name != comparison for reason in _unmet(name, gates)]
+    measured = [name for name in required if name not in {comparison, APPROVAL}]
+    blocking = [reason for name in measured for reason in _unmet(name, gates)]
     if champion is not None and better is not None and comparison in required and better.status == "not_assessed":
         blocking.append(_told(better))
     if blocking:
         return Verdict("blocked", tuple(blocking))
     remarks = tuple(_told(gate) for gate in gates if gate.gate not in required and gate.status == "failed")
-    if champion is None:
-        return Verdict("promoted", ("there was no champion, and every required gate passed", *remarks))
-    if better is None or better.status != "passed":
+    if champion is not None and (better is None or better.status != "passed"):
         why = _told(better) if better is not None else "it was not compared with the champion"
         return Verdict("kept", (f"version {champion.version} stays: {why}", *remarks))
-    return Verdict("promoted", (f"better than version {champion.version}: {_told(better)}", *remarks))
+    if held_back:
+        return Verdict("kept", (held_back, *remarks))
+    good = "there was no champion, and every required gate passed"
+    if champion is not None and better is not None:
+        good = f"better than version {champion.version}: {_told(better)}"
+    return Verdict("proposed" if APPROVAL in required else "promoted", (good, *remarks))
 
 
 def _unmet(name: str, gates: Sequence[GateResult]) -> list[str]:

@@ -2,7 +2,8 @@
 
 What belongs here: registering, reading and comparing versions, and the public names of the rest. What does not:
 where the files lie (`_model_store.py`) and the runs (`_mlflow.py`), how a candidate is judged (`_verdict.py`), the
-champion's history with rollback (`_champion.py`), which gates a system needs (`risk.py`), how a gate is measured.
+champion's history with approval and rollback (`_champion.py`), which gates a system needs (`risk.py`), how a gate is
+measured.
 """
 
 import json
@@ -13,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from mlops_assets.foundation import _model_store as store
+from mlops_assets.foundation._approval import Proposal
 from mlops_assets.foundation._champion import ChampionHistory
 from mlops_assets.foundation._champion_record import ChampionRecord
 from mlops_assets.foundation._mlflow import Mlflow
 from mlops_assets.foundation._model_store import ModelVersion
-from mlops_assets.foundation._verdict import GateResult, Verdict, decide
+from mlops_assets.foundation._verdict import APPROVAL, GateResult, Verdict, decide
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import AnyPath
 
 __all__ = [
+    "APPROVAL",
     "ChampionHistory",
     "ChampionRecord",
     "GateResult",
     "ModelVersion",
+    "Proposal",
     "Registry",
     "Verdict",
     "decide",
