@@ -4,6 +4,7 @@ What belongs here: profit by cut-off, and segments. What does not: metrics thems
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,16 @@ class ProfitCurve:
     best_cut: Estimate
     best_profit: Estimate
     break_even: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for evidence; None for a bad rate of nobody."""
+        rows = self.curve.astype(object).where(self.curve.notna(), None).to_dict("records")
+        return {
+            "best_cut": self.best_cut.as_row(),
+            "best_profit": self.best_profit.as_row(),
+            "break_even": self.break_even,
+            "curve": [{str(name): value for name, value in row.items()} for row in rows],
+        }
 
     def table(self) -> pd.DataFrame:
         """Return at most 20 rows for a page, the best cut among them."""
@@ -159,7 +170,7 @@ def segment_table(
     """
     outcomes, score = read_numbers(y, "y"), read_numbers(predicted, "predicted")
     read_labelled(outcomes, score)
-    names = segments(values, quantiles)
+    names = _segment_names(values, quantiles)
     if len(names) != len(outcomes):
         raise ValueError(f"{len(outcomes)} rows need as many values, not {len(names)}")
     other = None if champion is None else read_numbers(champion, "champion")
@@ -174,8 +185,13 @@ def segment_table(
     return pd.DataFrame(found)
 
 
-def segments(values: ArrayLike, quantiles: int = 4) -> NDArray[np.object_]:
-    """Name the segment of each row, shape (n,); see `segment_table`."""
+def segment_labels(values: ArrayLike, quantiles: int = 4) -> "pd.Series[Any]":
+    """Name the segment of each row, with the index of ``values``; see `segment_table`."""
+    names = _segment_names(values, quantiles)
+    return pd.Series(names, index=values.index if isinstance(values, pd.Series) else None, dtype=object)
+
+
+def _segment_names(values: ArrayLike, quantiles: int) -> NDArray[np.object_]:
     column = pd.Series(np.asarray(values, dtype=object) if not isinstance(values, pd.Series) else values.to_numpy())
     missing = column.isna().to_numpy()
     number = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlops_assets.credit_risk._metrics_estimates import TERMS, Estimate, Terms, z_score
 from mlops_assets.credit_risk._metrics_sampling import Floats, Labelled, Statistic, bootstrap, read_labelled
+from mlops_assets.foundation.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,24 @@ def ks(
     return bootstrap(
         ks_of(rows.y, rows.scores[0]), rows.n, strata=rows.strata, terms=terms, recentre=True, lowest=0.0, highest=1.0,
     )  # fmt: skip
+
+
+def auc_value(y: ArrayLike, score: ArrayLike) -> float:
+    """Return AUC without its interval, for numbers that are no claim about a population; shapes (n,).
+
+    Raises
+    ------
+    UserError
+        There is one class only.
+    """
+    rows = read_labelled(y, score, probability=False)
+    if not rows.bads or not rows.goods:
+        raise UserError(
+            f"{rows.n:,} rows hold {rows.bads:,} bads and {rows.goods:,} goods: nothing can be ranked",
+            where="outcomes",
+            remedy="give it rows of both kinds.",
+        )
+    return auc_of(rows.y, rows.scores[0])(np.ones(rows.n))
 
 
 def auc_of(y: Floats, score: Floats) -> Statistic:

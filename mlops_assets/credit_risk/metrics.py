@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from mlops_assets.credit_risk._metrics_business import ProfitCurve, profit_curve, segment_table, segments
+from mlops_assets.credit_risk._metrics_business import ProfitCurve, profit_curve, segment_labels, segment_table
 from mlops_assets.credit_risk._metrics_calibration import (
     CalibrationLine,
     brier,
@@ -44,8 +44,8 @@ from mlops_assets.credit_risk._metrics_grades import (
     jeffreys,
 )
 from mlops_assets.credit_risk._metrics_paired import Swap, paired_difference, swap_set
-from mlops_assets.credit_risk._metrics_ranking import AucDifference, auc, auc_difference, gini, ks
-from mlops_assets.credit_risk._metrics_sampling import mean_estimate, read_labelled
+from mlops_assets.credit_risk._metrics_ranking import AucDifference, auc, auc_difference, auc_value, gini, ks
+from mlops_assets.credit_risk._metrics_sampling import Floats, mean_estimate, read_labelled
 from mlops_assets.credit_risk._metrics_stability import (
     PERIOD_TERMS,
     GiniStability,
@@ -61,6 +61,7 @@ __all__ = [
     "AucDifference",
     "CalibrationLine",
     "Estimate",
+    "Floats",
     "GiniStability",
     "Grade",
     "GradeReport",
@@ -75,6 +76,7 @@ __all__ = [
     "at_most",
     "auc",
     "auc_difference",
+    "auc_value",
     "brier",
     "calibration_line",
     "calibration_table",
@@ -94,8 +96,8 @@ __all__ = [
     "profit_curve",
     "proportion",
     "score_psi",
+    "segment_labels",
     "segment_table",
-    "segments",
     "summary",
     "swap_set",
 ]

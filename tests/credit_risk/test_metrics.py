@@ -1,5 +1,6 @@
 """Metrics against known values, their intervals, and what they refuse to put a number on."""
 
+import json
 import math
 
 import numpy as np
@@ -258,6 +259,12 @@ def test_delongs_interval_holds_the_truth_as_often_as_it_says(skill):
         found = metrics.auc(y[rows], score[rows])
         held.append(found.low <= truth <= found.high)
     assert 0.91 <= np.mean(held) <= 0.985
+
+
+def test_a_bare_auc_needs_both_classes(loans):
+    assert metrics.auc_value(*loans) == pytest.approx(roc_auc_score(*loans))
+    with pytest.raises(UserError, match="3 rows hold 0 bads and 3 goods"):
+        metrics.auc_value([0, 0, 0], [1.0, 2.0, 3.0])
 
 
 def test_perfect_separation_is_no_certainty():
@@ -704,6 +711,10 @@ def test_the_best_cut_of_a_true_model_is_the_break_even():
     table = found.table()
     assert len(table) <= 20
     assert found.best_cut.value in table["cut"].tolist()
+    stored = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert stored["best_cut"]["value"] == found.best_cut.value
+    assert stored["curve"][0]["bad_rate"] is None
+    assert len(stored["curve"]) == len(found.curve)
 
 
 def test_costs_that_are_none_are_a_programming_error(loans):
@@ -747,14 +758,14 @@ def test_a_segment_table_by_quantiles_of_a_number(loans):
 
 
 def test_few_distinct_numbers_stay_themselves_and_many_categories_are_pooled():
-    assert sorted(set(metrics.segments(pd.Series([36.0, 60.0, 36.0])))) == ["36", "60"]
-    many = metrics.segments(pd.Series([f"c{k:02d}" for k in range(40) for _ in range(40 - k)]))
+    assert sorted(set(metrics.segment_labels(pd.Series([36.0, 60.0, 36.0])))) == ["36", "60"]
+    many = metrics.segment_labels(pd.Series([f"c{k:02d}" for k in range(40) for _ in range(40 - k)]))
     names = pd.Series(many).value_counts()
     assert len(names) == 19
     assert {"c00", "c17", "(other)"} <= set(names.index)
     assert "c18" not in names.index
-    assert metrics.segments(pd.Series([pd.NA, "x"], dtype="string")).tolist() == ["(missing)", "x"]
-    assert metrics.segments([]).tolist() == []
+    assert metrics.segment_labels(pd.Series([pd.NA, "x"], dtype="string")).tolist() == ["(missing)", "x"]
+    assert metrics.segment_labels([]).tolist() == []
 
 
 def test_a_segment_table_needs_a_value_a_row(loans):
