@@ -273,6 +273,8 @@ class Monitoring(Block):
     bounds: DriftBounds = Field(default_factory=DriftBounds, description="When a difference counts as drift.")
     confirm: int = Field(2, ge=1, description="Windows in a row that confirm drift.")
     minimum_auc: float = Field(0.6, ge=0.5, lt=1, description="AUC on matured loans below which the model has decayed.")
+    auc_fall: float = Field(0.05, gt=0, description="Fall in AUC against equally truncated test loans that is decay.")
+    failed_grades: int = Field(2, ge=1, description="Grades with more bad loans than foreseen that are decay.")
     realised_rows: int = Field(500, ge=50, description="Matured decisions that realised performance needs.")
     realised_bads: int = Field(30, ge=5, description="And bad loans among them.")
 
