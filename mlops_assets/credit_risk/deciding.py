@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 
 from mlops_assets.credit_risk.contracts import applications_contract
 from mlops_assets.credit_risk.models import PdModel, Scores
+from mlops_assets.credit_risk.outliers import OutlierFlags, OutlierModel
 from mlops_assets.credit_risk.policy import RULE_NAMES, RULES, DecisionPolicy
 from mlops_assets.credit_risk.reasons import Reasons, ReasonTable, explain, thin_files
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import canonical_json, sha256_hex
-
-if TYPE_CHECKING:
-    from mlops_assets.credit_risk.outliers import OutlierModel
 
 _QUARANTINED = RULE_NAMES.index("quarantined")
 
@@ -79,8 +77,7 @@ class Decided:
     features: pd.DataFrame
     scores: Scores
     reasons: Reasons
-    outlier_score: NDArray[np.float64]
-    outlier: NDArray[np.bool_]
+    unusual: OutlierFlags
     broken: Mapping[int, Sequence[Mapping[str, Any]]]
 
     def __len__(self) -> int:
@@ -115,7 +112,7 @@ class Decider:
         self,
         spec: Spec,
         model: PdModel,
-        outliers: "OutlierModel",
+        outliers: OutlierModel,
         policy: DecisionPolicy,
         table: ReasonTable,
     ) -> None:
@@ -148,38 +145,36 @@ class Decider:
         features = self.model.schema.matrix(typed)
         scores = self.model.score(features)
         reasons = explain(scores, features, self.model.schema, most=self.policy.reasons)
-        outlier_score, outlier = self.outliers.judge(features)
+        unusual = self.outliers.score(features)
         chosen = self.policy.decide(
             scores.pd,
             thin=thin_files(features, self.model.schema, self.policy.insufficient),
-            out_of_range=scores.out_of_range.any(axis=1),
-            outlier=outlier,
+            out_of_range=np.asarray(scores.out_of_range.any(axis=1)),
+            outlier=unusual.flagged,
             has_reason=reasons.any,
         )
         rule = np.full(len(frame), _QUARANTINED, dtype=np.int8)
-        at = np.full(len(frame), -1, dtype=np.int64)
+        scored = np.full(len(frame), -1, dtype=np.int64)
         rows = typed.index.to_numpy()
-        rule[rows], at[rows] = chosen, np.arange(len(rows))
+        rule[rows], scored[rows] = chosen, np.arange(len(rows))
         ids = [_identity(value, position) for position, value in enumerate(frame["application_id"].tolist())]
-        return Decided(
-            request, ids, at, rule, features, scores, reasons, outlier_score, outlier,
-            _broken(split.quarantined, request.refused),
-        )  # fmt: skip
+        broken = _broken(split.quarantined, request.refused)
+        return Decided(request, ids, scored, rule, features, scores, reasons, unusual, broken)
 
     def records(self, decided: Decided) -> Iterator[dict[str, Any]]:
         """Yield the record of each decision, ready for the log; only `decided_at` is left to it."""
         request = decided.request
         results, vectors = self._results(decided), _vectors(decided.features)
         names = list(decided.features.columns)
-        scored = list(zip(results, vectors, decided.outlier_score.tolist(), decided.outlier.tolist(), strict=True))
+        scored = list(zip(results, vectors, _flags(decided.unusual), strict=True))
         until = request.until.isoformat()
         for position, payload in enumerate(request.payloads):
             digest = sha256_hex(payload.encode())
             at = int(decided.scored[position])
             application = decided.ids[position]
             if at >= 0:
-                result, vector, score, flagged = scored[at]
-                features, outlier = dict(zip(names, vector, strict=True)), {"score": score.hex(), "flagged": flagged}
+                result, vector, outlier = scored[at]
+                features = dict(zip(names, vector, strict=True))
             else:
                 result, features, outlier = _unscored(), {}, None
             yield {
@@ -228,6 +223,13 @@ class Decider:
                 where=f"{self.spec.name} decisions",
                 remedy="leave them out: they are kept in a table of their own and never reach a decision.",
             )
+
+
+def _flags(unusual: OutlierFlags) -> Iterator[dict[str, Any] | None]:
+    for score, flagged, main in zip(
+        unusual.score.tolist(), unusual.flagged.tolist(), unusual.main_feature.tolist(), strict=True
+    ):
+        yield {"score": score.hex(), "flagged": flagged, "main_feature": main}
 
 
 def _unscored() -> dict[str, Any]:
