@@ -5,7 +5,7 @@ does not: the metrics themselves (`metrics.py`), and the gates that they are hel
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class Measured:
     choice: Choice
     rows: Mapping[str, int]
     bads: Mapping[str, int]
-    metrics: Mapping[str, Estimate]
+    quality: Mapping[str, Estimate]
     contestants: Mapping[str, Mapping[str, Estimate]]
     grades: metrics.GradeReport
     stability: metrics.GiniStability
@@ -132,7 +132,7 @@ def measure(
         choice=choice,
         rows={part: len(frame) for part, frame in frames.items()},
         bads={part: int(frame["bad"].sum()) for part, frame in frames.items() if "bad" in frame.columns},
-        metrics=_quality(y, candidate.test),
+        quality=_quality(y, candidate.test),
         contestants={name: _headline(y, each.test) for name, each in rows.items()},
         grades=metrics.grade_report(y, candidate.test, metrics.grade_edges(candidate.calibrate, _GRADES)),
         stability=_stability(test, y, candidate.test),
@@ -214,7 +214,7 @@ def _against(
     spec: Spec, test: pd.DataFrame, y: Floats, candidate: Contestant, champion: Contestant, policy: DecisionPolicy
 ) -> Against:
     few = spec.gates.minimum_group_outcomes
-    terms = replace(metrics.TERMS, minimum=Minimum(spec.gates.minimum_group, few, few))
+    terms = Terms(Minimum(spec.gates.minimum_group, few, few))
     shadow = None
     if candidate.live is not None and champion.live is not None:
         shadow = metrics.score_psi(champion.live, candidate.live)
@@ -237,7 +237,7 @@ def _against(
 def _segment_differences(
     values: "pd.Series[Any]", y: Floats, candidate: Floats, champion: Floats, terms: Terms
 ) -> dict[str, Estimate]:
-    labels, terms = metrics.segment_labels(values), metrics.Terms(minimum)
+    labels = metrics.segment_labels(values)
     return {
         str(label): metrics.auc_difference(y[rows], candidate[rows], champion[rows], terms=terms).difference
         for label in sorted(labels.dropna().unique(), key=str)

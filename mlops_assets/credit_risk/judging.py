@@ -44,8 +44,8 @@ def quality_gates(spec: Spec, measured: "Measured") -> list[GateResult]:
     bounds = spec.gates
     worst, leak = next(iter(measured.leakage.items()), ("none", 0.5))
     gates = [
-        held("accuracy", measured.metrics["auc"], bounds.minimum_auc, "AUC out of time", above=True),
-        held("accuracy", measured.metrics["ks"], bounds.minimum_ks, "KS out of time", above=True),
+        held("accuracy", measured.quality["auc"], bounds.minimum_auc, "AUC out of time", above=True),
+        held("accuracy", measured.quality["ks"], bounds.minimum_ks, "KS out of time", above=True),
         plain("accuracy", leak, bounds.leakage_auc, f"leakage: AUC of the feature {worst!r} alone", above=False),
         plain("accuracy", measured.overfit, bounds.overfit_gap, "AUC on training loans above that out of time",
               above=False),
@@ -61,7 +61,7 @@ def quality_gates(spec: Spec, measured: "Measured") -> list[GateResult]:
 
 def _calibration_gates(spec: Spec, measured: "Measured") -> Iterator[GateResult]:
     """Yield the calibration error beyond what chance gives it, and the Jeffreys tests."""
-    bounds, error = spec.gates, measured.metrics["calibration_error"]
+    bounds, error = spec.gates, measured.quality["calibration_error"]
     what = "calibration error in ten bins"
     yield held("calibration", error, bounds.calibration_error + measured.calibration_noise, what, above=False)
     grades = measured.grades
@@ -155,7 +155,7 @@ def evidence_of(spec: Spec, measured: "Measured", gates: Sequence[GateResult]) -
         "choice": {"reason": measured.choice.reason, "difference": measured.choice.difference.as_row()},
         "rows": dict(measured.rows),
         "bads": dict(measured.bads),
-        "metrics": {name: estimate.as_row() for name, estimate in measured.metrics.items()},
+        "metrics": {name: estimate.as_row() for name, estimate in measured.quality.items()},
         "contestants": {
             name: {metric: estimate.as_row() for metric, estimate in each.items()}
             for name, each in measured.contestants.items()

@@ -26,7 +26,7 @@ from mlops_assets.credit_risk.schema import FeatureSchema
 from mlops_assets.credit_risk.scorecard import Scorecard
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.files import canonical_json, write_atomic
+from mlops_assets.foundation.files import canonical_json, sha256_of, write_atomic
 from mlops_assets.foundation.registry import ModelVersion, Registry
 from mlops_assets.foundation.snapshots import Snapshot
 
@@ -107,10 +107,7 @@ def _train(
     until = pd.to_datetime(pd.concat([train["applied_at"], calibrate["applied_at"]])).max()
     with tempfile.TemporaryDirectory(prefix="pd-model-") as made:
         folder = Path(made)
-        model.save(folder)
-        fit_outliers(spec, train).save(folder)
-        table = ReasonTable.of(spec)
-        write_atomic(folder / REASONS_FILE, canonical_json({"version": table.version, "themes": table.to_dict()}))
+        _save(spec, model, train, folder)
         return registry.register(
             model_name(spec),
             folder,
@@ -124,6 +121,25 @@ def _train(
                 "as_of": str(training_set.metadata["as_of"]),
             },
         )
+
+
+def _save(spec: Spec, model: PdModel, train: pd.DataFrame, folder: Path) -> None:
+    """Write all that a version consists of: the model, what is usual, and the sentences."""
+    model.save(folder)
+    fit_outliers(spec, train).save(folder)
+    table = ReasonTable.of(spec)
+    write_atomic(folder / REASONS_FILE, canonical_json({"version": table.version, "themes": table.to_dict()}))
+
+
+def retrained_files(spec: Spec, training_set: Snapshot, kind: str) -> dict[str, str]:
+    """Train a kind of model once more, register nothing, and return its files with their SHA-256."""
+    fits: Mapping[str, Callable[[Spec, pd.DataFrame, pd.DataFrame], PdModel]]
+    fits = {"scorecard": fit_scorecard, "gbm": fit_gbm}
+    train, calibrate = training_set.read("train"), training_set.read("calibrate")
+    with tempfile.TemporaryDirectory(prefix="pd-model-") as made:
+        folder = Path(made)
+        _save(spec, fits[kind](spec, train, calibrate), train, folder)
+        return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
 
 
 def _slices(spec: Spec, train: pd.DataFrame, calibrate: pd.DataFrame) -> tuple[Slice, Slice]:
