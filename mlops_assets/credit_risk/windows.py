@@ -32,11 +32,11 @@ def end_of(spec: Spec, as_of: datetime | str) -> datetime:
 
 def period_of(spec: Spec, moments: "pd.Series[Any]") -> "pd.Series[Any]":
     """Return the first day of the period that each moment (UTC) lies in, as a naive midnight; missing stays missing."""
-    local = moments.dt.tz_convert(spec.periods.timezone).dt.tz_localize(None).dt.normalize()
+    local: pd.Series[Any] = moments.dt.tz_convert(spec.periods.timezone).dt.tz_localize(None).dt.normalize()
     if spec.periods.cadence == "weekly":
-        return local - pd.to_timedelta(local.dt.weekday, unit="D")
+        local -= pd.to_timedelta(local.dt.weekday, unit="D")
     if spec.periods.cadence == "monthly":
-        return local - pd.to_timedelta(local.dt.day - 1, unit="D")
+        local -= pd.to_timedelta(local.dt.day - 1, unit="D")
     return local
 
 
