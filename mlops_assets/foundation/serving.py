@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from mlops_assets import __version__
 from mlops_assets.foundation._serving_callers import LOCAL, TokenBuckets, Tokens
 from mlops_assets.foundation._serving_errors import Detail, ErrorBody, Refused, of_http, of_validation, unavailable
+from mlops_assets.foundation._serving_groups import Groups
 from mlops_assets.foundation._serving_guard import Guard
 from mlops_assets.foundation._serving_metrics import ServiceMetrics
 from mlops_assets.foundation._serving_models import Held, HolderStatus, ModelHolder, ModelIdentity
@@ -35,6 +36,7 @@ __all__ = [
     "LOCAL",
     "Detail",
     "ErrorBody",
+    "Groups",
     "Held",
     "HolderStatus",
     "JsonLines",
@@ -52,6 +54,7 @@ __all__ = [
     "unavailable",
 ]
 
+A = TypeVar("A")
 R = TypeVar("R")
 
 _REFUSALS = {
@@ -133,6 +136,10 @@ class Service:
         """
         call = partial(contextvars.copy_context().run, function, *arguments)
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    def together(self, function: "Callable[[Sequence[A]], Sequence[R | Exception]]", *, most: int = 64) -> Groups[A, R]:
+        """Return a way to work on requests in groups, in one of the service's threads; see `Groups`."""
+        return Groups(self.work, function, most=most)
 
     def start(self) -> None:
         """Open the threads."""
