@@ -298,17 +298,26 @@ def _likelihood(rows: Any, bads: Any) -> Any:
 
 
 def _pooled(rows: Floats, bads: Floats, cuts: Sequence[int], monotone: int) -> list[int]:
-    """Drop cuts between neighbours whose bad rates run against the direction (pool adjacent violators)."""
-    kept: list[tuple[int, float, float]] = []  # end, rows, bads of each block
+    """Drop cuts between neighbours whose evidence runs against the direction (pool adjacent violators).
+
+    The evidence is that of the raised counts: bad rates in order can have weights of evidence out of order, where a
+    bin is small.
+    """
+    kept: list[tuple[int, float, float]] = []  # end, goods, bads of each block
     start = 0
     for end in (*cuts, len(rows) - 1):
-        block = (end, rows[end] - rows[start], bads[end] - bads[start])
-        while kept and monotone * (block[2] * kept[-1][1] - kept[-1][2] * block[1]) <= 0:
-            _, more_rows, more_bads = kept.pop()
-            block = (block[0], block[1] + more_rows, block[2] + more_bads)
+        worse = bads[end] - bads[start]
+        block = (end, rows[end] - rows[start] - worse, worse)
+        while kept and monotone * (_odds(*block[1:]) - _odds(*kept[-1][1:])) <= 0:
+            _, more_goods, more_bads = kept.pop()
+            block = (block[0], block[1] + more_goods, block[2] + more_bads)
         kept.append(block)
         start = end
     return [end for end, _, _ in kept[:-1]]
+
+
+def _odds(goods: float, bads: float) -> float:
+    return (bads + _SMOOTHING) / (goods + _SMOOTHING)
 
 
 def _categorical_bins(
