@@ -7,9 +7,14 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _INK, _ACCENT, _GRID = "#334155", "#2563eb", "#cbd5e1"
 _MAX_PNG = 30_000
+_MOST_LINES = 12
 
 
 def sparkline(values: Sequence[float], *, width: int = 160, height: int = 32) -> str:
@@ -77,13 +82,65 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], *, title: str, axi
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(axis="x", color=_GRID, linewidth=0.6)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    picture = buffer.getvalue()
-    if len(picture) > _MAX_PNG:
+    return _png(figure)
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, axis: str, along: str, percent: bool = False
+) -> bytes:
+    """Draw one line a name, the last one strongest; names are told apart by shade, from the first to the last.
+
+    Parameters
+    ----------
+    series
+        Name to points (x, y), in the order in which they are meant to be read. Of more than twelve, twelve are drawn,
+        the first and the last among them. A line of one point is a dot.
+    axis, along
+        What y and x are.
+    percent
+        Whether y is a share to be shown in percent.
+
+    Returns
+    -------
+    bytes
+        A PNG of at most 30 kB.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    names = [name for name in series if series[name]]
+    if len(names) > _MOST_LINES:
+        names = [names[round(at * (len(names) - 1) / (_MOST_LINES - 1))] for at in range(_MOST_LINES)]
+    figure = Figure(figsize=(6.4, 3.6), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("shades", [_GRID, _INK])
+    for at, name in enumerate(names):
+        last = at == len(names) - 1
+        colour = _ACCENT if last else shades(0.15 + 0.85 * at / max(len(names) - 1, 1))
+        marker = "o" if last or len(series[name]) == 1 else None
+        x, y = zip(*series[name], strict=True)
+        axes.plot(x, y, color=colour, linewidth=2.4 if last else 1.3, marker=marker, markersize=3.5, label=name)
+    if names:
+        axes.legend(fontsize=7, frameon=False, ncols=2 if len(names) > 6 else 1)
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylabel(axis)
+    axes.set_xlabel(along)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(axis="y", color=_GRID, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def _png(figure: "Figure") -> bytes:
+    picture = b""
+    for dpi in (80, 50, 30):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=50)
+        figure.savefig(buffer, format="png", dpi=dpi)
         picture = buffer.getvalue()
+        if len(picture) <= _MAX_PNG:
+            break
     return picture
 
 

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from mlops_assets.foundation.plots import as_markdown, intervals, sparkline
+from mlops_assets.foundation.plots import as_markdown, intervals, lines, sparkline
 
 
 def _points(svg: str) -> list[tuple[int, int]]:
@@ -61,6 +61,16 @@ def test_a_constant_series_is_a_level_line() -> None:
 def test_intervals_are_a_picture_that_the_event_log_can_bear(rows: int) -> None:
     measured = {f"contestant {at}": (at / 10, at / 10 - 0.02, at / 10 + 0.03) for at in range(rows)}
     drawn = intervals(measured, title="nDCG@10", axis="nDCG")
+    assert drawn.startswith(b"\x89PNG\r\n")
+    assert 1_000 < len(drawn) <= 30_000
+
+
+@pytest.mark.parametrize("count", [0, 1, 12, 60])
+def test_lines_are_a_picture_that_the_event_log_can_bear(count: int) -> None:
+    curves = {
+        f"2026-{at:02d}": [(float(month), math.sin(at + month) ** 2) for month in range(at % 37)] for at in range(count)
+    }
+    drawn = lines(curves, title="Defaults by vintage", axis="share", along="months on book", percent=True)
     assert drawn.startswith(b"\x89PNG\r\n")
     assert 1_000 < len(drawn) <= 30_000
 
