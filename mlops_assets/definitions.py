@@ -10,19 +10,18 @@ from pathlib import Path
 import dagster as dg
 
 from mlops_assets import __version__, environment
-from mlops_assets.discover_weekly import defs as discover_weekly
-from mlops_assets.discover_weekly.spec import Spec, load_spec
 from mlops_assets.environment import Environment
 from mlops_assets.foundation.errors import UserError
+from mlops_assets.systems import AnySpec, default_specs, definitions_of, load_any_spec
 
 SPECS_VARIABLE = "MLOPS_ASSETS_SPECS"
 CONCURRENT_VARIABLE = "MLOPS_ASSETS_MAX_CONCURRENT"
 
 
-def configured_specs(settings: Mapping[str, str] | None = None) -> list[Spec]:
-    """Return the default system and those of the YAML files that ``MLOPS_ASSETS_SPECS`` lists.
+def configured_specs(settings: Mapping[str, str] | None = None) -> list[AnySpec]:
+    """Return the default systems and those of the YAML files that ``MLOPS_ASSETS_SPECS`` lists.
 
-    The files are separated as in PATH. A file whose spec is named `discover_weekly` replaces the default.
+    The files are separated as in PATH. A file whose spec has the name of a default replaces it.
 
     Raises
     ------
@@ -31,10 +30,8 @@ def configured_specs(settings: Mapping[str, str] | None = None) -> list[Spec]:
     """
     values = os.environ if settings is None else settings
     paths = [Path(text) for text in values.get(SPECS_VARIABLE, "").split(os.pathsep) if text.strip()]
-    specs = [load_spec(path) for path in paths]
-    if not any(spec.name == Spec().name for spec in specs):
-        specs.insert(0, Spec())
-    names = [spec.name for spec in specs]
+    given = [load_any_spec(path) for path in paths]
+    names = [spec.name for spec in given]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UserError(
@@ -42,12 +39,12 @@ def configured_specs(settings: Mapping[str, str] | None = None) -> list[Spec]:
             where=SPECS_VARIABLE,
             remedy="give each its own `name:`.",
         )
-    return specs
+    return [*(spec for spec in default_specs() if spec.name not in names), *given]
 
 
 def build_defs(
     where: Environment | None = None,
-    specs: Sequence[Spec] | None = None,
+    specs: Sequence[AnySpec] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> dg.Definitions:
     """Return fresh definitions of the code location.
@@ -62,7 +59,7 @@ def build_defs(
         Resources by name that replace the environment's own, as a test needs it.
     """
     place = where or environment.current()
-    systems = [discover_weekly.build_defs(spec, place) for spec in (configured_specs() if specs is None else specs)]
+    systems = [definitions_of(spec, place) for spec in (configured_specs() if specs is None else specs)]
     resources = {**place.resources(), **(overrides or {})}
     common = dg.Definitions(resources=resources, executor=_executor(), metadata={"mlops_assets": __version__})
     return dg.Definitions.merge(*systems, common)

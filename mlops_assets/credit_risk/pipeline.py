@@ -41,6 +41,30 @@ def current_champion(spec: Spec, instance: "dg.DagsterInstance", registry: Regis
     return history.champion() if history.current() is not None else None
 
 
+def serving(spec: Spec, instance: "dg.DagsterInstance", registry: Registry) -> ModelVersion:
+    """Return the version that serves now.
+
+    Raises
+    ------
+    UserError
+        There is none yet; says how one comes to be.
+    """
+    champion = current_champion(spec, instance, registry)
+    if champion is None:
+        raise UserError(
+            "there is no champion yet",
+            where=f"{spec.name}/champion",
+            remedy=f"run {spec.name}_train, then approve its proposal: mlops-assets approve {spec.name} --version V …",
+        )
+    return champion
+
+
+def last_attempt(spec: Spec, registry: Registry) -> str | None:
+    """Return the period as of which a model was last trained, whatever came of it; None before the first."""
+    latest = registry.latest(model_name(spec))
+    return None if latest is None else latest.tags["as_of"]
+
+
 def load_decider(
     spec: Spec, registry: Registry, version: ModelVersion, policy: Mapping[str, Any] | None = None
 ) -> Decider:

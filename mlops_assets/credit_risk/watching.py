@@ -6,20 +6,20 @@ period. What does not: the statistics (`monitoring.py`, `performance.py`, `vinta
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mlops_assets.credit_risk import labels, models, monitoring, performance
+from mlops_assets.credit_risk import labels, models, monitoring, performance, vintages
 from mlops_assets.credit_risk.decision_log import DecisionLog
 from mlops_assets.credit_risk.models import PdModel
 from mlops_assets.credit_risk.monitoring import Batch, DriftFinding, Mix
 from mlops_assets.credit_risk.policy import RULE_NAMES, RULES, DecisionPolicy
 from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.credit_risk.vintages import Vintages
 from mlops_assets.credit_risk.windows import end_of
 from mlops_assets.foundation import drift as distances
 from mlops_assets.foundation import files
@@ -64,6 +64,10 @@ class Drift:
         """The finding on the latest window."""
         return self.findings[-1]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the windows as plain JSON values."""
+        return {"findings": [finding.to_dict() for finding in self.findings], "confirmed": self.confirmed}
+
 
 def keep(root: AnyPath, spec: Spec, kind: str, period: str, found: Mapping[str, Any]) -> str:
     """Keep what was found for a period and return its SHA-256; a rerun replaces it."""
@@ -105,8 +109,13 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def drift_of(spec: Spec, watched: Watched, warehouse: Warehouse, period: str) -> Drift:
+def drift_of(spec: Spec, watched: Watched, warehouse: Warehouse, period: str, touched: Collection[str] = ()) -> Drift:
     """Compare the latest windows of applications, up to a period, with those before the champion's training.
+
+    Parameters
+    ----------
+    touched
+        Batches that are or were under a data incident: their windows confirm nothing.
 
     Raises
     ------
@@ -132,7 +141,7 @@ def drift_of(spec: Spec, watched: Watched, warehouse: Warehouse, period: str) ->
             each.name: "num" if each.kind == "numeric" else "cat" for each in schema.features
         }
         report = distances.report(before, now, kinds, bounds=rules.bounds)
-    confirmed = monitoring.persists(findings, rules.confirm)
+    confirmed = monitoring.persists(findings, rules.confirm, touched=touched)
     return Drift(findings, confirmed, len(reference), report)
 
 
@@ -226,12 +235,19 @@ def new_labels(spec: Spec, warehouse: Warehouse, since: str | None, period: str)
     }  # fmt: skip
 
 
-def moment(spec: Spec, period: str) -> datetime:
-    """Return the end of a period in UTC."""
-    return end_of(spec, period)
+def vintages_of(spec: Spec, warehouse: Warehouse, watched: Watched | None, period: str) -> Vintages:
+    """Follow applications by their month, with the champion's probabilities where there is a champion.
 
-
-def touched_batches(findings: Sequence[DriftFinding], batches: Iterable[str]) -> list[str]:
-    """Return those of some batches that any window holds."""
-    known = {batch for finding in findings for batch in finding.batches}
-    return sorted(known & set(batches))
+    Which applications became loans is not known before their outcome, so all accepted rows are followed: the curves
+    of all vintages are diluted alike by those that never became one.
+    """
+    with warehouse.session() as tables:
+        rows = tables.query(
+            f"select * from {spec.name}.current_applications where period <= cast(? as date) order by period, row",
+            [period],
+        )
+        outcomes = tables.query(f"select application_id, outcome, outcome_at from {spec.name}.outcomes")
+    loans = rows[["application_id", "applied_at"]]
+    if watched is not None and len(rows):
+        loans = loans.assign(pd=watched.model.predict(watched.model.schema.matrix(rows)))
+    return vintages.follow(loans, outcomes, spec.target, end_of(spec, period), timezone=spec.periods.timezone)

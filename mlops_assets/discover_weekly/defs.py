@@ -16,6 +16,7 @@ from mlops_assets.discover_weekly.dbt_assets import build_dbt_assets
 from mlops_assets.discover_weekly.names import Names
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.environment import Environment
+from mlops_assets.foundation.names import defined_keys
 from mlops_assets.foundation.risk import require_gates
 
 
@@ -65,10 +66,3 @@ def provided_gates(spec: Spec) -> Mapping[str, Sequence[str]]:
         "champion_comparison": [f"{name}/champion"],
         "completeness": [f"{name}/playlists:every_user_has_a_playlist", f"{name}/playlists:list_length"],
     }
-
-
-def defined_keys(assets: Sequence[dg.AssetsDefinition], checks: Sequence[dg.AssetChecksDefinition]) -> frozenset[str]:
-    """Return every asset key and check id of these definitions, as the gates name them."""
-    keys = {key.to_user_string() for item in assets for key in item.keys}
-    specs = [spec for item in (*assets, *checks) for spec in item.check_specs]
-    return frozenset(keys | {f"{spec.asset_key.to_user_string()}:{spec.name}" for spec in specs})

@@ -3,6 +3,7 @@
 What belongs here: how a system's pieces are called and which periods they come in. What does not: what they do.
 """
 
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -62,3 +63,12 @@ class SystemNames:
             start_offset=1 - self.history, allow_nonexistent_upstream_partitions=True
         )
         return dg.AssetDep(self.key(asset), partition_mapping=mapping)
+
+
+def defined_keys(
+    assets: Sequence[dg.AssetsDefinition], checks: Sequence[dg.AssetChecksDefinition] = ()
+) -> frozenset[str]:
+    """Return every asset key and check id of these definitions, as the gates name them."""
+    keys = {key.to_user_string() for item in assets for key in item.keys}
+    specs = [spec for item in (*assets, *checks) for spec in item.check_specs]
+    return frozenset(keys | {f"{spec.asset_key.to_user_string()}:{spec.name}" for spec in specs})
