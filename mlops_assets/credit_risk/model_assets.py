@@ -79,7 +79,7 @@ def _training(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     @dg.asset(
         key=names.key("scorecard"),
         kinds={"python", "scikitlearn", "mlflow"},
-        code_version=_code("binning", "scorecard", "calibration", "logistic", "outliers", "training"),
+        code_version=_code("binning", "encoding", "scorecard", "calibration", "logistic", "outliers", "training"),
         **common,
     )
     def scorecard(
@@ -93,7 +93,7 @@ def _training(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     @dg.asset(
         key=names.key("gbm"),
         kinds={"python", "mlflow"},
-        code_version=_code("gbm", "calibration", "logistic", "outliers", "training"),
+        code_version=_code("gbm", "encoding", "calibration", "logistic", "outliers", "training"),
         **common,
     )
     def gbm(
