@@ -5,7 +5,7 @@ training hardly had. What does not: the trees (`gbm.py`).
 
 Categories become their rank by the bad rate in training, so a split parts safer from riskier ones. Whatever
 training had in fewer rows than a leaf must hold was not learned from: such a missing value, or such a category, is
-scored as the riskiest value of the feature, so that nobody gains by leaving a field empty.
+scored as the value that is riskiest for applicants on average, so that leaving a field empty does not pay.
 """
 
 import re
@@ -150,14 +150,15 @@ class Encoder:
         for encoding in self.encodings:
             at = first[encoding.name]
             values = np.unique(matrix[:, at][~np.isnan(matrix[:, at])])
-            best, highest = None, -np.inf
-            for candidate in evenly(values, _CANDIDATES):
-                trial = probes.copy()
-                trial[:, at] = candidate
-                trial[:, at + 1 : at + 1 + len(encoding.special)] = 0.0
-                if (mean := float(margin(trial).mean())) > highest:
-                    best, highest = float(candidate), mean
-            found.append(replace(encoding, worst=best))
+            candidates = evenly(values, _CANDIDATES)
+            if not len(candidates):
+                found.append(encoding)
+                continue
+            trials = np.tile(probes, (len(candidates), 1))
+            trials[:, at] = np.repeat(candidates, len(probes))
+            trials[:, at + 1 : at + 1 + len(encoding.special)] = 0.0
+            means = margin(trials).reshape(len(candidates), len(probes)).mean(axis=1)
+            found.append(replace(encoding, worst=float(candidates[int(np.argmax(means))])))
         return Encoder(self.columns, found)
 
     def to_dict(self) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def fit(
     booster = _train(encoder.columns, settings, matrix, bad, seed, threads)
     encoder = encoder.with_worst(matrix, lambda rows: _margin(booster, rows))
     owner = np.array([schema.names.index(column.feature) for column in encoder.columns])
-    some = evenly(matrix, _SAMPLE)
+    some = evenly(encoder.transform(frame)[0], _SAMPLE)
     moved = np.abs(_contributions(booster, some, owner, len(schema.features))).mean(axis=0)
     base = float(np.asarray(booster.predict(matrix[:1], pred_contrib=True))[0, -1])
     calibration = fit_sigmoid(_margin(booster, encoder.transform(calibrate[0])[0]), calibrate[1])

@@ -28,7 +28,7 @@ RAW: Mapping[str, Any] = {
         "debts": {"sentence": "Existing debts"},
         "terms": {"sentence": "Terms of the credit applied for"},
     },
-    "gbm": {"trees": 40, "learning_rate": 0.1},
+    "gbm": {"trees": 30, "learning_rate": 0.1, "leaves": 8},
     "outliers": {"trees": 20, "share": 0.02},
     "training": {"minimum_goods": 50, "minimum_bads": 20},
 }
