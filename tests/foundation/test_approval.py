@@ -706,6 +706,17 @@ class TestForgery:
         propose(waiting, 3)
         assert waiting.approve(3, by="boris", reason="good").version == 3
 
+    def test_a_proposal_that_was_made_in_the_meantime_is_not_open_after_the_rollback(self, waiting):
+        late = proposal_of(waiting, 3)
+        report(waiting, approval_of(waiting, 2, approves="0" * 64))
+        with pytest.raises(UserError, match="cannot be trusted"):
+            proposal_of(waiting, 3)
+        report(waiting, late)
+        assert waiting.proposals()[-1].status == "in_doubt"
+        waiting.rollback(1, by="clara", reason="record 4 approves nothing")
+        with nothing_moves(waiting, "it was proposed after record 4 .*, which cannot be trusted"):
+            waiting.approve(3, by="boris", reason="good")
+
     def test_where_nothing_ever_served_the_remedy_is_a_backup(self, history):
         propose(history, 1)
         report(history, approval_of(history, 1, approves="0" * 64))
