@@ -134,11 +134,19 @@ def lines(
 
 
 def _png(figure: "Figure") -> bytes:
+    """Return a picture of at most 30 kB: in fewer colours if need be, and smaller only if that is not enough."""
+    from PIL import Image
+
     picture = b""
     for dpi in (80, 50, 30):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
         picture = buffer.getvalue()
+        if len(picture) > _MAX_PNG:
+            fewer = io.BytesIO()
+            with Image.open(buffer) as full:
+                full.convert("RGB").quantize(64).save(fewer, format="png", optimize=True)
+            picture = fewer.getvalue()
         if len(picture) <= _MAX_PNG:
             break
     return picture
