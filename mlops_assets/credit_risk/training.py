@@ -167,7 +167,7 @@ def _outcomes(frame: pd.DataFrame, name: str) -> NDArray[np.int64]:
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
         raise UserError(
-            f"{int(wrong.sum())} loans are neither good (0) nor bad (1), such as {frame['bad'].iloc[at]!r} in row {at}",
+            f"{int(wrong.sum())} loans are neither good (0) nor bad (1), such as {bad[at]:g} in row {at}",
             where=f"slice {name!r} of the training set, column 'bad'",
             remedy="make the training set again from matured labels.",
         )
