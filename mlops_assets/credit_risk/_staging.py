@@ -8,19 +8,19 @@ Every staged row has a number of its own, `nr`. `incoming` holds all rows, `type
 future, and the source holds more than one period.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mlops_assets.credit_risk._frames import append_texts, ids_of, together
 from mlops_assets.credit_risk.applications import Delivery, payloads
 from mlops_assets.credit_risk.batch_facts import BatchFacts, facts_of
 from mlops_assets.credit_risk.batch_rules import CONFLICT, KNOWN, OTHER_PERIOD
-from mlops_assets.credit_risk.batches import QUARANTINED, accepted_columns, protected_columns
-from mlops_assets.credit_risk.contracts import TEXT_CHARACTERS
+from mlops_assets.credit_risk.batches import QUARANTINED, accepted_columns
+from mlops_assets.credit_risk.protected import ProtectedStage
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.credit_risk.windows import period_of, window_of
 from mlops_assets.foundation.contracts import UNREADABLE, Contract, coerce, utc
@@ -39,20 +39,24 @@ class Staged:
     nr: int = 0
     outside: int = 0
     unowned: int = 0
-    protected: int = 0
     unknown_columns: set[str] = field(default_factory=set)
-    protected_missing: set[str] = field(default_factory=set)
-    protected_unreadable: Counter[str] = field(default_factory=Counter)
 
 
-def stage(tables: Tables, spec: Spec, periods: Sequence[str], chunks: Iterable[Delivery], contract: Contract) -> Staged:
+def stage(
+    tables: Tables,
+    spec: Spec,
+    periods: Sequence[str],
+    chunks: Iterable[Delivery],
+    contract: Contract,
+    protected: ProtectedStage,
+) -> Staged:
     """Check all rows of these periods and put them into the temporary tables."""
     _create(tables, spec, periods)
     staged = Staged()
     for group in _groups(chunks):
         for delivery in group:
             staged.unknown_columns.update(delivery.unknown_columns)
-        _stage_protected(tables, spec, group, staged)
+        protected.add([each.protected for each in group if each.protected is not None])
         _stage_rows(tables, spec, periods, group, contract, staged)
     return staged
 
@@ -64,19 +68,12 @@ def _create(tables: Tables, spec: Spec, periods: Sequence[str]) -> None:
         "incoming": {**row, "payload": "varchar", "digest": "varchar"},
         "typed": {"nr": "bigint", "period": "date", "applicant_id": "varchar", "applied_at": "timestamp", **features},
         "refused": {**row, "rule": "varchar", "column": "varchar", "value": "varchar", "bound": "varchar"},
-        "protected_incoming": {"nr": "bigint", **protected_columns(spec)},
         "asked": {"period": "date"},
     }
     for name, columns in shapes.items():
         body = ", ".join(f'"{column}" {kind}' for column, kind in columns.items())
         tables.execute(f"create or replace temp table {name} ({body})")
     tables.append("asked", pd.DataFrame({"period": pd.to_datetime(list(periods))}))
-
-
-def _append(tables: Tables, table: str, frame: pd.DataFrame) -> None:
-    """Add rows; texts are declared as such, for a column of nothing has no type that could be guessed."""
-    texts = [name for name in frame.columns if frame[name].dtype == object]
-    tables.append(table, frame.astype(dict.fromkeys(texts, pd.StringDtype())))
 
 
 def _groups(chunks: Iterable[Delivery]) -> Iterator[list[Delivery]]:
@@ -90,35 +87,11 @@ def _groups(chunks: Iterable[Delivery]) -> Iterator[list[Delivery]]:
         yield group
 
 
-def _together(frames: Sequence[pd.DataFrame], numbers: Collection[str]) -> pd.DataFrame:
-    """Return frames below each other; a column that one lacks is missing there."""
-    if len(frames) == 1:
-        return frames[0]
-    names = list(dict.fromkeys(str(name) for frame in frames for name in frame.columns))
-    parts: dict[str, Any] = {name: [] for name in names}
-    for frame in frames:
-        for name in names:
-            there = name in frame.columns
-            parts[name].append(frame[name].to_numpy(dtype=object) if there else np.full(len(frame), None, dtype=object))
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
-    together = pd.DataFrame({name: _compact(each) if name in numbers else each for name, each in whole.items()})
-    together.attrs = frames[0].attrs
-    return together
-
-
-def _compact(values: "np.ndarray[Any, np.dtype[np.object_]]") -> Any:
-    """Return plain numbers as such: reading them one by one as text takes a hundred times as long."""
-    kinds = set(map(type, values))
-    if kinds <= {int, float, type(None)} and kinds - {type(None)}:
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    return values
-
-
 def _stage_rows(
     tables: Tables, spec: Spec, periods: Sequence[str], group: Sequence[Delivery], contract: Contract, staged: Staged
 ) -> None:
     texts = [text for each in group for text in payloads(each.frame)]
-    frame = _together([each.frame for each in group], [each.name for each in spec.numeric])
+    frame = together([each.frame for each in group], [each.name for each in spec.numeric])
     own = pd.DataFrame(
         {
             "source": np.repeat([each.source for each in group], [len(each.frame) for each in group]),
@@ -127,7 +100,7 @@ def _stage_rows(
             "payload": pd.Series(texts, dtype=object),
         }
     )
-    own["application_id"] = _ids(frame)
+    own["application_id"] = ids_of(frame)
     moments, inside = _periods(spec, periods, frame, own, contract)
     staged.outside += int((~inside).sum())
     frame, own = frame[inside].reset_index(drop=True), own[inside].reset_index(drop=True)
@@ -144,18 +117,13 @@ def _stage_rows(
     misplaced = _misplaced(spec, own, moments, accepted.index)
     accepted = accepted.drop(index=misplaced["row"].unique().tolist())
     columns = ["nr", "period", "source", "row", "application_id"]
-    _append(tables, "incoming", own[[*columns, "payload", "digest"]])
-    _append(tables, "typed", accepted.assign(nr=own["nr"], period=own["period"]))
+    append_texts(tables, "incoming", own[[*columns, "payload", "digest"]])
+    append_texts(tables, "typed", accepted.assign(nr=own["nr"], period=own["period"]))
     for broken in (wrong, misplaced):
         named = own[columns].iloc[broken["row"].to_numpy()].reset_index(drop=True)
-        _append(
+        append_texts(
             tables, "refused", named.assign(**{n: broken[n].to_numpy() for n in ("rule", "column", "value", "bound")})
         )
-
-
-def _ids(frame: pd.DataFrame) -> "pd.Series[Any]":
-    ids, _ = coerce(frame["application_id"], "text")
-    return ids.map(lambda value: value[:TEXT_CHARACTERS] if isinstance(value, str) else None)
 
 
 def _periods(
@@ -200,38 +168,6 @@ def _misplaced(spec: Spec, own: pd.DataFrame, moments: "pd.Series[Any]", accepte
             pd.DataFrame({"row": rows.index, "rule": rule, "column": "applied_at", "value": shown, "bound": bound})
         )
     return parts[0] if len(parts) == 1 else pd.concat(parts[1:], ignore_index=True)
-
-
-def _stage_protected(tables: Tables, spec: Spec, group: Sequence[Delivery], staged: Staged) -> None:
-    """Keep the protected attributes of a group; a value that cannot be read is unknown, and shown nowhere."""
-    parts = [each.protected for each in group if each.protected is not None]
-    if not parts:
-        return
-    raw = _together(parts, [])
-    staged.protected_missing |= {
-        name for part in parts for name in spec.protected_names if name not in part.columns
-    }  # fmt: skip
-    frame, unreadable = protected_values(spec, raw)
-    staged.protected_unreadable.update(unreadable)
-    frame["nr"] = np.arange(staged.protected, staged.protected + len(frame))
-    staged.protected += len(frame)
-    _append(tables, "protected_incoming", frame[frame["application_id"].notna()])
-
-
-def protected_values(spec: Spec, raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return typed protected attributes with their ids, and how many values of each cannot be read."""
-    columns: dict[str, Any] = {"application_id": _ids(raw)}
-    unreadable: dict[str, int] = {}
-    for each in spec.protected:
-        if each.name not in raw.columns:
-            continue
-        values, unusable = coerce(raw[each.name], "number" if each.edges else "text")
-        if not each.edges:
-            long = values.map(lambda value: isinstance(value, str) and len(value) > TEXT_CHARACTERS).astype(bool)
-            values, unusable = values.where(~long, None), unusable | long.to_numpy(dtype=bool)
-        unreadable[each.name] = int(unusable.sum())
-        columns[each.name] = values
-    return pd.DataFrame(columns), {name: count for name, count in unreadable.items() if count}
 
 
 def set_duplicates_apart(tables: Tables, spec: Spec) -> None:
@@ -396,22 +332,6 @@ def write_unowned(tables: Tables, spec: Spec) -> None:
     """Keep the rows that no period owns in the place of those that the last reading met: every reading meets all."""
     tables.execute(f"delete from {spec.name}.quarantined_applications where batch_id is null")
     _write_refused(tables, spec, "where r.period is null", "null")
-
-
-def write_protected(tables: Tables, spec: Spec) -> None:
-    """Keep the protected attributes of everybody whose application has come, the latest ones."""
-    columns = protected_columns(spec)
-    names = ", ".join(f'"{name}"' for name in columns)
-    table = f"{spec.name}.protected_attributes"
-    tables.execute(
-        f"delete from {table} where application_id in (select application_id from protected_incoming) "
-        "and application_id in (select application_id from incoming)"
-    )
-    tables.execute(
-        f"insert into {table} ({names}) select {names} from protected_incoming "
-        "where application_id in (select application_id from incoming) "
-        "qualify row_number() over (partition by application_id order by nr desc) = 1 order by application_id"
-    )
 
 
 def examples(tables: Tables) -> list[dict[str, object]]:

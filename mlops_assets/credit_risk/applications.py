@@ -84,7 +84,7 @@ def deliveries(spec: Spec, periods: Sequence[str], warehouse: Warehouse, contrac
         The source cannot be read, or lacks a required column.
     """
     own = canonical_columns(spec)
-    inline = [] if spec.data.protected is not None else list(spec.protected_names)
+    inline = list(spec.protected_names) if protected_inline(spec) else []
     for frame, first_row, source, owner in _chunks(spec, periods, warehouse, [*own, *inline]):
         required = own if spec.data.numbered else ["application_id", *own]
         _require(contract, frame, required, source)
@@ -101,6 +101,11 @@ def deliveries(spec: Spec, periods: Sequence[str], warehouse: Warehouse, contrac
         kept = [name for name in ("application_id", *own, UNREADABLE) if name in frame.columns]
         frame = bounded(frame.loc[:, list(dict.fromkeys(kept))])  # noqa: PLW2901
         yield Delivery(frame, source, rows, protected, owner, tuple(name for name in there if name not in used))
+
+
+def protected_inline(spec: Spec) -> bool:
+    """Tell whether the protected attributes are columns of the applications."""
+    return spec.data.protected is None or isinstance(spec.data.protected, SampleSource)
 
 
 def _elsewhere(spec: Spec) -> list[str]:

@@ -21,6 +21,7 @@ from mlops_assets.credit_risk.batch_facts import BatchFacts
 from mlops_assets.credit_risk.batch_rules import Finding
 from mlops_assets.credit_risk.batches import Status, contract_version, ensure_tables, facts_before
 from mlops_assets.credit_risk.contracts import applications_contract
+from mlops_assets.credit_risk.protected import ProtectedStage
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.credit_risk.windows import utc_naive
 from mlops_assets.foundation.errors import UserError
@@ -139,13 +140,16 @@ def ingest_period(
     contract = replace(applications_contract(spec, received), unique=())
     with warehouse.session() as tables:
         ensure_tables(tables, spec)
-        staged = staging.stage(tables, spec, periods, deliveries(spec, periods, warehouse, contract), contract)
+        protected = ProtectedStage(tables, spec)
+        chunks = deliveries(spec, periods, warehouse, contract)
+        staged = staging.stage(tables, spec, periods, chunks, contract, protected)
         staging.set_duplicates_apart(tables, spec)
         incoming = _judged(tables, spec, periods, staging.Arrivals.of(tables, spec, periods), staged)
         _write(tables, spec, [each for each in incoming if not each.unchanged], run_id, utc_naive(received))
-        staging.write_protected(tables, spec)
+        protected.read(periods, warehouse)
+        protected.write()
         staging.write_unowned(tables, spec)
-        return _report(tables, spec, incoming, staged)
+        return _report(tables, incoming, staged, protected)
 
 
 def _refuse_other_periods(spec: Spec, periods: Sequence[str]) -> None:
@@ -291,12 +295,14 @@ def _write(tables: Tables, spec: Spec, batches: Sequence[_Incoming], run_id: str
     staging.write_batches(tables, spec, frame)
 
 
-def _report(tables: Tables, spec: Spec, incoming: Sequence[_Incoming], staged: staging.Staged) -> IngestReport:
+def _report(
+    tables: Tables, incoming: Sequence[_Incoming], staged: staging.Staged, protected: ProtectedStage
+) -> IngestReport:
     report = IngestReport(
         outside=staged.outside,
         unknown_columns=tuple(sorted(staged.unknown_columns)),
-        protected_missing=tuple(name for name in spec.protected_names if name in staged.protected_missing),
-        protected_unreadable=dict(staged.protected_unreadable),
+        protected_missing=protected.missing,
+        protected_unreadable=dict(protected.unreadable),
     )
     broken: Counter[str] = Counter()
     for each in incoming:

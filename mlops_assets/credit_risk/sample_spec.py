@@ -100,7 +100,7 @@ SETTINGS: dict[str, Any] = {
     "data": {"applications": {"kind": "sample"}},
     "numeric": NUMERIC,
     "categorical": CATEGORICAL,
-    "protected": [{"name": "sex"}, {"name": "age", "edges": [26, 60]}, {"name": "origin"}],
+    "protected": [{"name": "sex"}, {"name": "age", "edges": [26, 60], "low": 16, "high": 120}, {"name": "origin"}],
     # No single range finds a loan in cents with an income in cents; a thousandfold of the other one does not exist.
     "ratios": [{"numerator": "annual_income", "denominator": "loan_amount", "low": 0.1, "high": 1_000}],
     "segments": ["purpose", "home_ownership"],

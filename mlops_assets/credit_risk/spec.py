@@ -127,6 +127,8 @@ class Protected(Block):
 
     name: str
     edges: tuple[float, ...] = Field((), description="Cuts of a number into groups, such as [25, 60] for an age.")
+    low: float | None = Field(None, description="Least possible number; lower ones count as unknown.")
+    high: float | None = Field(None, description="Largest possible number; higher ones count as unknown.")
     reference: str | None = Field(None, description="Group to compare with; by default the most approved.")
 
 
