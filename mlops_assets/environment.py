@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.resources import ModelRegistry, ObjectStore, Warehouse
+from mlops_assets.foundation.resources import Journals, ModelRegistry, ObjectStore, Warehouse
 
 ENVIRONMENTS = ("embedded",)
 
@@ -51,6 +51,7 @@ class Environment:
             "warehouse": Warehouse(database=str(self.warehouse_file)),
             "store": ObjectStore(root=str(store)),
             "models": models,
+            "journals": Journals(root=str(self.home / "journals")),
             "snapshots": SnapshotIOManager(root=str(store / "snapshots")),
             "versions": VersionIOManager(root=str(store), models=models),
             "manifests": ManifestIOManager(root=str(store)),

@@ -43,11 +43,13 @@ def test_naming_an_environment_creates_nothing(tmp_path: Path) -> None:
 
 def test_every_resource_lives_below_the_home(tmp_path: Path) -> None:
     resources: dict[str, Any] = Environment("embedded", tmp_path).resources()
-    assert set(resources) == {"warehouse", "store", "models", "snapshots", "versions", "manifests", "tables"}
+    names = {"warehouse", "store", "models", "snapshots", "versions", "manifests", "tables", "journals"}
+    assert set(resources) == names
     places = [
         resources["warehouse"].database, resources["tables"].database, resources["store"].root,
         resources["models"].root, resources["models"].tracking_uri.removeprefix("sqlite:///"),
         resources["snapshots"].root, resources["versions"].root, resources["manifests"].root,
+        resources["journals"].root,
     ]  # fmt: skip
     assert [str(place) for place in places if not Path(place).is_relative_to(tmp_path)] == []
 

@@ -1,9 +1,10 @@
-"""What assets talk to: tables, objects and model versions.
+"""What assets talk to: tables, objects, model versions and journals.
 
-What belongs here: the resources behind the names `warehouse`, `store` and `models`, which hide where an asset
-runs. What does not: the choice between them (environment.py) and the meaning of any table.
+What belongs here: the resources behind the names `warehouse`, `store`, `models` and `journals`, which hide where an
+asset runs. What does not: the choice between them (environment.py) and the meaning of any table.
 """
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from pydantic import Field
 from upath import UPath
 
 from mlops_assets.foundation.errors import UserError
+from mlops_assets.foundation.journal import Journal
 
+_JOURNAL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LOCK_WORDS = ("could not set lock", "conflicting lock", "being used by another process")
 
 
@@ -162,3 +165,32 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
         from mlops_assets.foundation.registry import Registry
 
         return Registry(self.tracking_uri, UPath(self.root))
+
+
+class Journals(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The append-only journals of every system: one file each, on a disk of this machine."""
+
+    root: str = Field(description="Folder that the journals are kept in, one folder a system.")
+
+    def open(self, system: str, name: str, *, read_only: bool = False) -> Journal:
+        """Open a journal; one that is not there is made, unless it is only to be read.
+
+        Raises
+        ------
+        UserError
+            The root is no folder of this machine, a name is none that a file may have, or as for `Journal`.
+        """
+        if "://" in self.root:
+            raise UserError(
+                "a journal needs the locks of a disk of this machine",
+                where=self.root,
+                remedy="name a local folder as the root of the journals, and back it up to the object store.",
+            )
+        for part in (system, name):
+            if not _JOURNAL_NAME.fullmatch(part):
+                raise UserError(
+                    f"{part!r} cannot name a journal",
+                    where=self.root,
+                    remedy="use lower-case letters, digits and _, beginning with a letter.",
+                )
+        return Journal(Path(self.root) / system / f"{name}.db", read_only=read_only)

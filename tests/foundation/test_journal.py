@@ -27,6 +27,7 @@ from mlops_assets.foundation import journal as journal_module
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import canonical_json
 from mlops_assets.foundation.journal import GENESIS, Draft, Entry, Head, Journal, Problem
+from mlops_assets.foundation.resources import Journals
 
 NOON = datetime(2026, 6, 30, 12, tzinfo=UTC)
 RED = {"colour": "red", "size": "s"}
@@ -982,3 +983,32 @@ print(peak() - before)
     done = run(program, tmp_path / "j.db")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 20
+
+
+# --- as a resource
+
+
+def test_a_journal_of_a_system_lies_in_its_own_file(tmp_path: Path) -> None:
+    journals = Journals(root=str(tmp_path / "journals"))
+    with journals.open("credit_risk", "decisions") as decisions, journals.open("other", "decisions") as others:
+        decisions.append("note", 1)
+        assert others.head().number == 0
+    assert (tmp_path / "journals" / "credit_risk" / "decisions.db").is_file()
+    with journals.open("credit_risk", "decisions", read_only=True) as reader:
+        assert reader.head().number == 1
+    with pytest.raises(UserError, match="there is no journal"):
+        journals.open("credit_risk", "nothing", read_only=True)
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "Big", "a.b", "1st"])
+def test_a_journal_has_a_name_that_a_file_may_have(tmp_path: Path, name: str) -> None:
+    journals = Journals(root=str(tmp_path / "journals"))
+    for pair in ((name, "log"), ("system", name)):
+        with pytest.raises(UserError, match="cannot name a journal"):
+            journals.open(*pair)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_is_no_place_for_a_journal() -> None:
+    with pytest.raises(UserError, match=r"s3://bucket: a journal needs the locks of a disk"):
+        Journals(root="s3://bucket").open("system", "log")
