@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mlops_assets.credit_risk._frames import append_texts, together
 from mlops_assets.credit_risk.applications import by_period, canonical_columns, numbered_ids, sample_days
+from mlops_assets.credit_risk.batch_rules import exceeds
 from mlops_assets.credit_risk.batches import ensure_tables
 from mlops_assets.credit_risk.contracts import TEXT_CHARACTERS, outcomes_contract
 from mlops_assets.credit_risk.spec import Spec
@@ -36,6 +37,7 @@ QUARANTINED_OUTCOMES: Mapping[str, str] = {
     "period": "date", "source": "varchar", "row": "bigint", "application_id": "varchar", "rule": "varchar",
     "column": "varchar", "value": "varchar", "bound": "varchar", "raw": "varchar",
 }  # fmt: skip
+NO_PERIOD = "no period"
 CONTRADICTION, TOO_EARLY = "one_outcome", "outcome_not_before_application"
 
 _COLUMNS = ("application_id", "outcome", "outcome_at")
@@ -57,42 +59,64 @@ class _Delivery:
 
 @dataclass
 class OutcomesReport:
-    """What an ingestion of outcomes did, by period.
+    """What an ingestion of outcomes did.
 
     Parameters
     ----------
-    contradictions
+    accepted_by_period, quarantined_by_period
+        Rows that are in the table now, and distinct rows in quarantine; those of no period under `NO_PERIOD`.
+    conflicts
         Loans that one delivery calls both good and bad; all their rows are in quarantine.
     too_early
         Outcomes from before their application, in quarantine.
-    unknown_ids
-        Outcomes of applications that are in no accepted batch (yet); they count once the application is there.
+    loans
+        Loans that the deliveries tell something usable of, the conflicting ones included.
+    unknown
+        Loans whose application is in no accepted batch (yet); their outcomes count once it is there.
     updated
         Loans that had an outcome in an earlier period.
     waiting
-        Rows of applications whose outcome is not known yet.
+        Applications whose outcome is not known yet, where it is a column of theirs.
+    outside
+        Rows of other periods.
     """
 
-    accepted: dict[str, int] = field(default_factory=dict)
-    quarantined: dict[str, int] = field(default_factory=dict)
+    accepted_by_period: dict[str, int] = field(default_factory=dict)
+    quarantined_by_period: dict[str, int] = field(default_factory=dict)
     rules: dict[str, int] = field(default_factory=dict)
     examples: list[dict[str, object]] = field(default_factory=list)
-    contradictions: int = 0
+    conflicts: int = 0
     too_early: int = 0
-    unknown_ids: int = 0
+    loans: int = 0
+    copies: int = 0
+    unknown: int = 0
     updated: int = 0
     waiting: int = 0
     outside: int = 0
 
     @property
-    def accepted_rows(self) -> int:
+    def accepted(self) -> int:
         """Outcomes that are in the table now."""
-        return sum(self.accepted.values())
+        return sum(self.accepted_by_period.values())
 
     @property
-    def quarantined_rows(self) -> int:
+    def quarantined(self) -> int:
         """Distinct rows in quarantine."""
-        return sum(self.quarantined.values())
+        return sum(self.quarantined_by_period.values())
+
+    @property
+    def rows(self) -> int:
+        """Rows of these periods."""
+        return self.accepted + self.quarantined + self.copies
+
+    @property
+    def conflict_share(self) -> float:
+        """Share of the loans whose outcomes contradict each other or their application."""
+        return (self.conflicts + self.too_early) / self.loans if self.loans else 0.0
+
+    def contradicts(self, bound: float) -> bool:
+        """Tell whether that share lies above a bound by more than chance: of twenty loans, one may."""
+        return exceeds(self.conflicts + self.too_early, self.loans, bound)
 
 
 def ensure_outcome_tables(tables: Tables, spec: Spec) -> None:
@@ -123,7 +147,7 @@ def ingest_outcomes(
     """
     del run_id
     contract = outcomes_contract(spec, now or datetime.now(UTC))
-    report = OutcomesReport(accepted=dict.fromkeys(periods, 0), quarantined=dict.fromkeys(periods, 0))
+    report = OutcomesReport(dict.fromkeys(periods, 0), dict.fromkeys(periods, 0))
     with warehouse.session() as tables:
         ensure_outcome_tables(tables, spec)
         _create(tables, periods)
@@ -263,10 +287,10 @@ def _settle(tables: Tables, spec: Spec, report: OutcomesReport) -> None:
         "select count(distinct application_id) as n, count(*) filter (where period is null) as nowhere "
         f"from known_outcomes where application_id not in (select application_id from {applications})"
     ).iloc[0]
-    report.unknown_ids = int(unknown["n"])
+    report.unknown = int(unknown["n"])
     others = "period is null or period not in (select period from asked_outcomes)"
-    gone = tables.query(f"select count(*) as n from known_outcomes where {others}")["n"].iloc[0]
-    report.outside += int(gone) - int(unknown["nowhere"])
+    gone = _number(tables, f"select count(*) as n from known_outcomes where {others}")
+    report.outside += gone - int(unknown["nowhere"])
     tables.execute(f"delete from known_outcomes where {others}")
     _refuse(
         tables, TOO_EARLY, "outcome_at", "strftime(k.outcome_at, '%Y-%m-%dT%H:%M:%SZ')",
@@ -279,6 +303,7 @@ def _settle(tables: Tables, spec: Spec, report: OutcomesReport) -> None:
         "join (select period, application_id from known_outcomes group by all "
         f"having bool_or(outcome in ({good})) and bool_or(outcome in ({bad}))) as c using (period, application_id)",
     )  # fmt: skip
+    report.loans = _number(tables, "select count(distinct application_id) as n from known_outcomes")
     tables.execute("delete from known_outcomes where nr in (select nr from refused_outcomes)")
 
 
@@ -291,6 +316,10 @@ def _refuse(tables: Tables, rule: str, column: str, value: str, bound: str, chos
     )
 
 
+def _number(tables: Tables, sql: str) -> int:
+    return int(tables.query(sql)["n"].iloc[0])
+
+
 def _listed(values: Sequence[str]) -> str:
     return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
 
@@ -298,18 +327,18 @@ def _listed(values: Sequence[str]) -> str:
 def _write(tables: Tables, spec: Spec, report: OutcomesReport) -> None:
     table, quarantine = f"{spec.name}.outcomes", f"{spec.name}.quarantined_outcomes"
     asked = "period in (select period from asked_outcomes)"
-    report.updated = int(
-        tables.query(
-            f"select count(distinct k.application_id) as n from known_outcomes as k join {table} as o "
-            "using (application_id) where o.period < k.period"
-        )["n"].iloc[0]
+    report.updated = _number(
+        tables,
+        f"select count(distinct k.application_id) as n from known_outcomes as k join {table} as o "
+        "using (application_id) where o.period < k.period",
     )
+    # The same outcome told twice is one.
+    copy = "row_number() over (partition by period, application_id, outcome, outcome_at order by source, row)"
+    report.copies = _number(tables, f"select count(*) as n from (select 1 from known_outcomes qualify {copy} > 1)")
     tables.execute(f"delete from {table} where {asked}")
     names = ", ".join(f'"{name}"' for name in OUTCOMES)
-    # The same outcome told twice is one.
     tables.execute(
-        f"insert into {table} ({names}) select {names} from known_outcomes qualify row_number() over "
-        "(partition by period, application_id, outcome, outcome_at order by source, row) = 1 order by period, nr"
+        f"insert into {table} ({names}) select {names} from known_outcomes qualify {copy} = 1 order by period, nr"
     )
     tables.execute(f"delete from {quarantine} where {asked} or period is null")
     names = ", ".join(f'"{name}"' for name in QUARANTINED_OUTCOMES)
@@ -319,9 +348,9 @@ def _write(tables: Tables, spec: Spec, report: OutcomesReport) -> None:
 
 def _count(tables: Tables, spec: Spec, report: OutcomesReport) -> None:
     queries = {
-        "accepted": f"select cast(period as varchar), count(*) from {spec.name}.outcomes "
+        "accepted_by_period": f"select cast(period as varchar), count(*) from {spec.name}.outcomes "
         "where period in (select period from asked_outcomes) group by period",
-        "quarantined": "select coalesce(cast(period as varchar), 'no period'), count(distinct nr) "
+        "quarantined_by_period": f"select coalesce(cast(period as varchar), '{NO_PERIOD}'), count(distinct nr) "
         "from refused_outcomes group by period",
         "rules": "select rule, count(distinct nr) from refused_outcomes group by rule order by 2 desc, 1",
     }
@@ -329,7 +358,7 @@ def _count(tables: Tables, spec: Spec, report: OutcomesReport) -> None:
         counts: dict[str, int] = getattr(report, name)
         counts.update({str(key): int(value) for key, value in tables.query(sql).itertuples(index=False)})
     loans = f"select count(distinct application_id) as n from refused_outcomes where rule = '{CONTRADICTION}'"
-    report.contradictions = int(tables.query(loans)["n"].iloc[0])
+    report.conflicts = _number(tables, loans)
     report.too_early = report.rules.get(TOO_EARLY, 0)
     found = tables.query(
         'select source, row, rule, "column", value, bound from refused_outcomes order by rule, source, row limit 10'
