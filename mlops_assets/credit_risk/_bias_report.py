@@ -152,9 +152,7 @@ def _approvals_table(groups: Sequence[GroupResult], limits: Limits) -> pd.DataFr
             **_shown("approval_ratio", each.approval_ratio),
             "ratio_change": each.ratio_change.number()[0],
             "status": each.approval_ratio.status,
-            "reason": f"below {limits.approval_ratio:g} beyond chance"
-            if id(each) in below
-            else each.approval_ratio.reason,
+            "reason": told if id(each) in below else each.approval_ratio.reason,
         }
         for each in ordered[:_ROWS]
     ]
