@@ -13,7 +13,7 @@ from mlops_assets.credit_risk import checks, incidents, pipeline, screening
 from mlops_assets.credit_risk.contracts import applications_contract, outcomes_contract
 from mlops_assets.credit_risk.ingestion import ingest_period
 from mlops_assets.credit_risk.names import DATA_TEAM, Names
-from mlops_assets.credit_risk.outcomes import ingest_outcomes
+from mlops_assets.credit_risk.outcomes_feed import ingest_outcomes
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.foundation import metadata as md
 from mlops_assets.foundation.contracts import Contract

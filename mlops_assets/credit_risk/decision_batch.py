@@ -50,6 +50,18 @@ class BatchDecisions:
         self.probability += float(decided.scores.pd.sum())
         self.scored += len(decided.scores.pd)
 
+    def merge(self, other: "BatchDecisions") -> None:
+        """Count another period's batch too; the id is that of the latest."""
+        self.batch_id = other.batch_id
+        self.applications += other.applications
+        self.decided += other.decided
+        self.known += other.known
+        self.without_reason += other.without_reason
+        self.probability += other.probability
+        self.scored += other.scored
+        for mine, theirs in ((self.decisions, other.decisions), (self.rules, other.rules), (self.themes, other.themes)):
+            mine.update(theirs)
+
     @property
     def mean_pd(self) -> float | None:
         """Mean default probability of the scored applications."""

@@ -80,7 +80,7 @@ def _calibration_gates(spec: Spec, measured: "Measured") -> Iterator[GateResult]
     if portfolio is None:
         yield GateResult("calibration", "not_assessed", reason="Jeffreys test of the portfolio: too few loans")
     else:
-        yield plain("calibration", portfolio, bounds.grade_level / 5, "Jeffreys test of the portfolio", above=True)
+        yield plain("calibration", portfolio, bounds.grade_level, "Jeffreys test of the portfolio", above=True)
 
 
 def comparison_gates(spec: Spec, against: "Against") -> list[GateResult]:
@@ -141,7 +141,7 @@ def watch_gate(spec: Spec, training_set: Snapshot) -> GateResult:
         return GateResult("monitoring", "passed", reason="untimed data: there is nothing to watch over time")
     if last is None:
         return GateResult("monitoring", "not_assessed", reason="no outcome has ever come in")
-    days = (pd.Timestamp(str(as_of)) - pd.Timestamp(str(last)).tz_localize(None)).total_seconds() / 86_400
+    days = (pd.to_datetime(str(as_of), utc=True) - pd.to_datetime(str(last), utc=True)).total_seconds() / 86_400
     bound = _OUTCOMES_STOP_AFTER_DAYS
     return plain("monitoring", max(days, 0.0), bound, f"days since the last outcome came in, at {as_of}", above=False)
 

@@ -221,7 +221,16 @@ def training_tables(
     _refuse_thin_slices(spec, cut, where)
     names = ["application_id", "applicant_id", "applied_at", *schema.names, "bad", "batch_id"]
     kept = {name: part[names] for name, part in cut.slices.items()}
-    return kept, _facts(spec, found, cut, moment, split="time" if by_time else "stratified")
+    facts = _facts(spec, found, cut, moment, split="time" if by_time else "stratified")
+    return kept, {**facts, "last_outcome_at": _last_outcome(tables, spec, moment)}
+
+
+def _last_outcome(tables: Tables, spec: Spec, moment: datetime) -> str | None:
+    """Return when the latest outcome that was known at a moment became known."""
+    found = tables.query(
+        f"select max(outcome_at) as last from {spec.name}.outcomes where outcome_at <= ?", [utc_naive(moment)]
+    )["last"].iloc[0]
+    return None if pd.isna(found) else pd.Timestamp(found).isoformat()
 
 
 def _refuse_conflicts(spec: Spec, counts: LabelCounts, where: str) -> None:

@@ -62,7 +62,7 @@ def serving(spec: Spec, instance: "dg.DagsterInstance", registry: Registry) -> M
 def last_attempt(spec: Spec, registry: Registry) -> str | None:
     """Return the period as of which a model was last trained, whatever came of it; None before the first."""
     latest = registry.latest(model_name(spec))
-    return None if latest is None else latest.tags["as_of"]
+    return None if latest is None else latest.tags["period"]
 
 
 def load_decider(

@@ -47,7 +47,7 @@ class Watched:
     @property
     def as_of(self) -> str:
         """The period at whose end its training data were cut."""
-        return self.version.tags["as_of"]
+        return self.version.tags["period"]
 
 
 @dataclass(frozen=True)
