@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import credit_drift
 from mlops_assets.credit_risk.monitoring import (
     Batch,
     DriftFinding,
@@ -27,6 +28,7 @@ from mlops_assets.credit_risk.schema import Feature, FeatureSchema
 from mlops_assets.foundation.drift import DriftBounds, DriftStatus
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.psi import Reference
+from mlops_assets.samples.lending import LendingWorld
 
 SCHEMA = FeatureSchema(
     (
@@ -275,6 +277,33 @@ def test_the_table_shows_at_most_twenty_rows_with_the_worst_first() -> None:
     assert len(table) == 20
     assert table.iloc[0][["column", "status"]].tolist() == ["x17", "drifted"]
     assert table.iloc[-1]["reason"] == "11 more features"
+
+
+# --- The sample loan book ---
+
+
+@pytest.fixture(scope="module")
+def pools() -> credit_drift.Pools:
+    return credit_drift.Pools.of(LendingWorld(), rows=20_000)
+
+
+@pytest.mark.parametrize("rows", [200, 1_000])
+def test_clean_batches_of_the_loan_book_raise_no_alarm(pools: credit_drift.Pools, rows: int) -> None:
+    assert [found.status for found, _, _ in credit_drift.single(pools, rows, 4)] == ["none"] * 4
+
+
+@pytest.mark.parametrize("change", ["+0.25 sd in one column", "10 % of cells lost", "x100 on 5 % of rows"])
+def test_changes_of_the_loan_book_are_found(pools: credit_drift.Pools, change: str) -> None:
+    found = list(credit_drift.single(pools, 2_000, 2, credit_drift.CHANGES[change]))
+
+    assert [(each.status, len(each.drifted)) for each, _, _ in found] == [("drifted", 1)] * 2
+
+
+def test_a_unit_error_in_few_rows_is_found_where_the_textbook_index_sees_none(pools: credit_drift.Pools) -> None:
+    ((finding, index, _),) = credit_drift.single(pools, 2_000, 1, credit_drift.CHANGES["x100 on 5 % of rows"])
+
+    assert finding.drifted == ("annual_income",)
+    assert index < 0.1
 
 
 # --- Confirmation ---
