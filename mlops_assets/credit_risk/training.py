@@ -34,8 +34,6 @@ Slice = tuple[pd.DataFrame, NDArray[np.int64]]
 """Features as `FeatureSchema.matrix` makes them, and outcomes (n,), 1 for bad."""
 
 REASONS_FILE = "reasons.json"
-_CALIBRATION_PART = 5
-"""The calibration slice fits two parameters: a fifth of the loans that training needs is enough there."""
 
 
 def train_scorecard(spec: Spec, training_set: Snapshot, registry: Registry, tags: Mapping[str, str]) -> ModelVersion:
@@ -94,6 +92,7 @@ def _train(
             remedy="give the tag trained_by: whoever approves the version must be somebody else.",
         )
     train, calibrate = training_set.read("train"), training_set.read("calibrate")
+    as_of = str(training_set.metadata["as_of"])
     model = fit(spec, train, calibrate)
     params = {
         "kind": model.kind,
@@ -104,7 +103,6 @@ def _train(
         "outliers": spec.outliers.model_dump(),
     }
     measured = {f"{name}_auc": _auc(model, frame) for name, frame in (("train", train), ("calibrate", calibrate))}
-    until = pd.to_datetime(pd.concat([train["applied_at"], calibrate["applied_at"]])).max()
     with tempfile.TemporaryDirectory(prefix="pd-model-") as made:
         folder = Path(made)
         _save(spec, model, train, folder)
@@ -117,8 +115,8 @@ def _train(
             tags={
                 **tags,
                 "training_set": training_set.sha256,
-                "trained_until": until.isoformat(),
-                "as_of": str(training_set.metadata["as_of"]),
+                "trained_until": _last_time(train, calibrate) or as_of,
+                "as_of": as_of,
             },
         )
 
@@ -145,20 +143,29 @@ def retrained_files(spec: Spec, training_set: Snapshot, kind: str) -> dict[str, 
 def _slices(spec: Spec, train: pd.DataFrame, calibrate: pd.DataFrame) -> tuple[Slice, Slice]:
     schema, needed = FeatureSchema.of(spec), spec.training
     found = []
-    for name, frame, part in (("train", train, 1), ("calibrate", calibrate, _CALIBRATION_PART)):
+    rest = 1.0 - needed.calibrate_share - needed.test_share
+    for name, frame, share in (("train", train, rest), ("calibrate", calibrate, needed.calibrate_share)):
         bad = _outcomes(frame, name)
-        for what, count, least in (
+        for what, count, minimum in (
             ("good", int((bad == 0).sum()), needed.minimum_goods),
             ("bad", int(bad.sum()), needed.minimum_bads),
         ):
-            if count < max(-(-least // part), 2):
+            # By chance a slice may have less than its part of the least numbers; with less than half it is another set.
+            least = max(2, int(minimum * share / 2))
+            if count < least:
                 raise UserError(
-                    f"there are {count} {what} loans, and {max(-(-least // part), 2)} are needed",
+                    f"there are {count} {what} loans, and {least} are needed",
                     where=f"slice {name!r} of the training set",
                     remedy=f"wait for more outcomes to mature, or lower training.minimum_{what}s.",
                 )
         found.append((schema.matrix(frame), bad))
     return found[0], found[1]
+
+
+def _last_time(*frames: pd.DataFrame) -> str | None:
+    """Return when the last application was made, ISO 8601 in UTC; None where they carry no time."""
+    last = pd.to_datetime(pd.concat([frame["applied_at"] for frame in frames]), utc=True).max()
+    return None if pd.isna(last) else str(last.isoformat())
 
 
 def _outcomes(frame: pd.DataFrame, name: str) -> NDArray[np.int64]:

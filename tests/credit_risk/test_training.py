@@ -114,6 +114,12 @@ def test_ids_and_times_are_not_learned_from(versions: dict[str, ModelVersion], t
     assert version.tags["trained_until"] == "2020-01-01T00:00:00+00:00"
 
 
+def test_loans_without_a_time_were_trained_until_the_training_set_was_cut(tmp_path: Path) -> None:
+    untimed = saved(tmp_path, cut(small_loans().assign(applied_at=pd.NaT)))
+    version = training.train_scorecard(SPEC, untimed, registry_in(tmp_path), TAGS)
+    assert version.tags["trained_until"] == "2024-03-31"
+
+
 # ---- the same again
 
 
@@ -122,6 +128,13 @@ def test_trained_again_it_is_the_same_version(
     versions: dict[str, ModelVersion], training_set: Snapshot, registry: Registry, kind: str
 ) -> None:
     assert KINDS[kind](SPEC, training_set, registry, {"trained_by": "ben"}) == versions[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_can_be_made_again_without_a_new_version(
+    versions: dict[str, ModelVersion], training_set: Snapshot, kind: str
+) -> None:
+    assert training.retrained_files(SPEC, training_set, kind) == versions[kind].files
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -181,8 +194,8 @@ def test_other_reason_texts_are_another_version(versions: dict[str, ModelVersion
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        pytest.param(0, r"there are 0 bad loans, and 20 are needed", id="no bad loan"),
-        pytest.param(1, r"there are 0 good loans, and 50 are needed", id="no good loan"),
+        pytest.param(0, r"there are 0 bad loans, and 6 are needed", id="no bad loan"),
+        pytest.param(1, r"there are 0 good loans, and 15 are needed", id="no good loan"),
     ],
 )
 def test_one_outcome_is_refused(tmp_path: Path, registry: Registry, kind: str, bad: int, message: str) -> None:
@@ -199,11 +212,11 @@ def with_bads(frame: pd.DataFrame, bads: int) -> pd.DataFrame:
 
 def test_too_few_bad_loans_are_refused_by_slice() -> None:
     tables = cut(small_loans())
-    few, enough = with_bads(tables["calibrate"], 2), tables["train"]
-    with pytest.raises(UserError, match=r"slice 'calibrate'.*there are 2 bad loans, and 4 are needed"):
+    few, enough = with_bads(tables["calibrate"], 1), tables["train"]
+    with pytest.raises(UserError, match=r"slice 'calibrate'.*there are 1 bad loans, and 2 are needed"):
         training.fit_scorecard(SPEC, enough, few)
-    with pytest.raises(UserError, match=r"slice 'train'.*there are 10 bad loans, and 20 are needed.*minimum_bads"):
-        training.fit_gbm(SPEC, with_bads(enough, 10), tables["calibrate"])
+    with pytest.raises(UserError, match=r"slice 'train'.*there are 4 bad loans, and 6 are needed.*minimum_bads"):
+        training.fit_gbm(SPEC, with_bads(enough, 4), tables["calibrate"])
 
 
 @pytest.mark.parametrize(
