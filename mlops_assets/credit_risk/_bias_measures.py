@@ -215,11 +215,16 @@ def measure_odds(rows: Decided, groups: Groups, limits: Limits) -> OddsResult:
     from fairlearn.metrics import MetricFrame, false_negative_rate, false_positive_rate
 
     chosen = np.logical_or.reduce(list(used.values()))
+    # Equal rows are one with a weight, as the frame would copy every row for every metric and group.
+    parts = {"group": groups[chosen].astype(str), "y": rows.y[chosen] == 1, "declined": ~rows.accepted[chosen]}
+    counted = pd.DataFrame(parts).value_counts(sort=False).reset_index(name="n")
+    weights = {"sample_weight": counted["n"]}
     frame = MetricFrame(
         metrics={"goods_declined": false_positive_rate, "bads_accepted": false_negative_rate},
-        y_true=rows.y[chosen].astype(np.int64),
-        y_pred=(~rows.accepted[chosen]).astype(np.int64),
-        sensitive_features=pd.Series(groups[chosen].astype(str), name="group"),
+        y_true=counted["y"].astype(np.int64),
+        y_pred=counted["declined"].astype(np.int64),
+        sensitive_features=counted["group"],
+        sample_params={"goods_declined": weights, "bads_accepted": weights},
     )
     values = frame.difference(method="between_groups")
     declined, accepted = float(values["goods_declined"]), float(values["bads_accepted"])

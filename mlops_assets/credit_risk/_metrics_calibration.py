@@ -12,7 +12,14 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from mlops_assets.credit_risk._metrics_estimates import TERMS, Estimate, Terms, jeffreys_interval, z_score
-from mlops_assets.credit_risk._metrics_sampling import Floats, Labelled, Statistic, bootstrap, read_labelled
+from mlops_assets.credit_risk._metrics_sampling import (
+    Floats,
+    Labelled,
+    Statistic,
+    bootstrap,
+    read_labelled,
+    weighted_mean,
+)
 
 BINS = 10
 
@@ -189,7 +196,7 @@ def _inside(score: Floats) -> Floats:
 
 
 def _mean_of(losses: Floats) -> Statistic:
-    return lambda weights: float(weights @ losses / weights.sum())
+    return lambda weights: weighted_mean(losses, weights)
 
 
 def _over_rows(
@@ -209,10 +216,11 @@ def _logistic(design: Floats, y: Floats, offset: Floats, level: float) -> list[E
     """Fit a logistic regression by Newton's method; one estimate a column of ``design``, shape (n, k)."""
     beta = np.zeros(design.shape[1])
     for _ in range(50):
-        mean = 1 / (1 + np.exp(-np.clip(design @ beta + offset, -700, 700)))
-        information = (design * (mean * (1 - mean))[:, None]).T @ design
+        mean = 1 / (1 + np.exp(-np.clip((design * beta).sum(axis=1) + offset, -700, 700)))
+        weighted = design * (mean * (1 - mean))[:, None]
+        information = np.array([[(one * other).sum() for other in design.T] for one in weighted.T])
         try:
-            step = np.linalg.solve(information, design.T @ (y - mean))
+            step = np.linalg.solve(information, (design * (y - mean)[:, None]).sum(axis=0))
         except np.linalg.LinAlgError:
             break
         # Halving keeps a first step from far PDs within reach of the optimum.

@@ -150,7 +150,7 @@ def auc_of(y: Floats, score: Floats) -> Statistic:
         bads = np.add.reduceat(w * bad, starts)
         goods = np.add.reduceat(w * (1 - bad), starts)
         below = np.cumsum(goods) - goods
-        return float(bads @ (below + goods / 2) / (bads.sum() * goods.sum()))
+        return float((bads * (below + goods / 2)).sum() / (bads.sum() * goods.sum()))
 
     return statistic
 

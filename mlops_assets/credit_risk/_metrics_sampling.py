@@ -188,4 +188,12 @@ def bootstrap(
 def mean_estimate(values: Floats, terms: Terms = TERMS) -> Estimate:
     """Mean of a value a row, shape (n,), n > 0, with a bootstrap interval."""
     ordered = np.sort(values)
-    return bootstrap(lambda w: float(w @ ordered / w.sum()), len(ordered), terms=terms)
+    return bootstrap(lambda weights: weighted_mean(ordered, weights), len(ordered), terms=terms)
+
+
+def weighted_mean(values: Floats, weights: Floats) -> float:
+    """Return the mean of values (n,) under weights (n,).
+
+    Not by a matrix product: its last bits depend on the number of threads, and evidence is compared by its hash.
+    """
+    return float((weights * values).sum() / weights.sum())

@@ -257,7 +257,7 @@ def score_psi(
 def _stability(ginis: Floats, times: Floats) -> Floats:
     """Return score, mean, slope and spread of each row of ginis, shape (draws, periods) -> (draws, 4)."""
     centred = times - times.mean()
-    slope = ginis @ centred / (centred @ centred)
+    slope = (ginis * centred).sum(axis=1) / (centred**2).sum()
     mean = ginis.mean(axis=1)
     spread = (ginis - mean[:, None] - slope[:, None] * centred).std(axis=1)
     score = mean + FALLING_WEIGHT * np.minimum(0, slope) - SPREAD_WEIGHT * spread
