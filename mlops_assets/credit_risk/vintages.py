@@ -46,8 +46,8 @@ class Vintages:
     loans
         Loans that were followed.
     indeterminate, unplaced
-        Loans that were left out: of an outcome that is neither good nor bad, or that has no time or one before the
-        application.
+        Loans that were left out: of an outcome that is neither good nor bad; of one that has no time or one before the
+        application, or of different ones at once.
     silent
         Loans that have matured and of which nothing has been heard. In the curves they count as not defaulted.
     """
@@ -98,8 +98,8 @@ def follow(
         Handing over only those with an outcome would show young vintages as if all of their loans defaulted. Where it
         is not known which accepted applications became loans, those applications.
     outcomes
-        ``application_id``, ``outcome``, ``outcome_at``, each application once; what was known after ``as_of`` is not
-        looked at, and neither are outcomes of other applications.
+        ``application_id``, ``outcome``, ``outcome_at``; of several of one application the latest counts. What was known
+        after ``as_of`` is not looked at, and neither are outcomes of other applications.
     target
         Which outcomes are bad, good or neither, and when loans mature.
     as_of
@@ -110,13 +110,13 @@ def follow(
     Raises
     ------
     UserError
-        A column is missing, an application comes twice, or an outcome is unknown to ``target``.
+        A column is missing, a loan comes twice, or an outcome is unknown to ``target``.
     """
     _check(loans, outcomes, target)
     at = _utc(pd.Series([as_of]))[0]
     found = _joined(loans, outcomes, target, at, timezone)
     neither = found["outcome"].isin(target.indeterminate)
-    unplaced = ~neither & found["outcome"].notna() & ~(found["after"] >= 0)
+    unplaced = ~neither & found["outcome"].notna() & (~(found["after"] >= 0) | found["contradictory"])
     kept = found[~neither & ~unplaced]
     silent = kept["matured"] & kept["outcome"].isna()
     return Vintages(
@@ -138,13 +138,13 @@ def _check(loans: pd.DataFrame, outcomes: pd.DataFrame, target: Target) -> None:
     for frame, name, columns in needed:
         if missing := [column for column in columns if column not in frame.columns]:
             raise UserError(f"column {missing[0]!r} is missing", where=name, remedy=f"give {', '.join(columns)}.")
-        twice = frame["application_id"][frame["application_id"].duplicated()]
-        if len(twice):
-            raise UserError(
-                f"application {twice.iloc[0]!r} comes more than once, as do {len(twice) - 1:,} more",
-                where=name,
-                remedy="settle which row holds; contradictions are quarantined, never counted.",
-            )
+    twice = loans["application_id"][loans["application_id"].duplicated()]
+    if len(twice):
+        raise UserError(
+            f"loan {twice.iloc[0]!r} comes more than once, as do {len(twice) - 1:,} more",
+            where="loans",
+            remedy="give each loan once, by the application that holds.",
+        )
     known = {*target.bad, *target.good, *target.indeterminate}
     strange = outcomes["outcome"][~outcomes["outcome"].isin(known)]
     if len(strange):
@@ -156,8 +156,7 @@ def _joined(
 ) -> pd.DataFrame:
     """Return a row a loan: vintage, whole months seen, whether matured, outcome, and the months that it came after."""
     applied = _utc(loans["applied_at"])
-    known_at = _utc(outcomes["outcome_at"])
-    known = outcomes.assign(outcome_at=known_at)[~(known_at > at)][["application_id", "outcome", "outcome_at"]]
+    known = _latest(outcomes, at)
     local = pd.Series(applied).dt.tz_localize(UTC).dt.tz_convert(timezone)
     columns: dict[str, Any] = {
         "application_id": loans["application_id"].to_numpy(),
@@ -173,8 +172,18 @@ def _joined(
     joined["after"] = np.where(
         np.isnat(ends) | (ends < joined["applied"].to_numpy()), np.nan, _months(joined["applied"].to_numpy(), ends)
     )
+    joined["contradictory"] = joined["contradictory"].eq(True)  # noqa: FBT003
     joined["bad"] = joined["outcome"].isin(target.bad)
     return joined
+
+
+def _latest(outcomes: pd.DataFrame, at: np.datetime64) -> pd.DataFrame:
+    """Return a row an application: the latest outcome known at a moment, and whether it came with a different one."""
+    found = outcomes[["application_id", "outcome"]].assign(outcome_at=_utc(outcomes["outcome_at"]))
+    found = found[~(found["outcome_at"] > at)].drop_duplicates()
+    latest = found.sort_values(["outcome_at", "outcome"], kind="stable", na_position="first")
+    twice = latest.duplicated(["application_id", "outcome_at"], keep=False)
+    return latest.assign(contradictory=twice).drop_duplicates("application_id", keep="last")
 
 
 def _utc(moments: "pd.Series[Any]") -> NDArray[np.datetime64]:
