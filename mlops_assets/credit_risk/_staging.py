@@ -193,7 +193,8 @@ def set_duplicates_apart(tables: Tables, spec: Spec) -> None:
     )
     tables.execute(
         "create or replace temp table doubles as select n.nr, "
-        "n.copy > 1 or (not n.contradicted and h.period <> n.period and h.digest = n.digest) as copied, "
+        "n.copy > 1 or (not n.contradicted and h.period <> n.period and h.digest = n.digest "
+        "and n.nr not in (select nr from refused)) as copied, "
         "n.contradicted, h.period <> n.period and h.digest <> n.digest as taken, h.period as holder "
         "from numbered as n left join holders as h using (application_id)"
     )

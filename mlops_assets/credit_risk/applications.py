@@ -97,7 +97,7 @@ def deliveries(spec: Spec, periods: Sequence[str], warehouse: Warehouse, contrac
         protected = None
         if inline:
             protected = frame[["application_id", *(name for name in inline if name in frame.columns)]]
-            frame = _without(frame, inline)  # noqa: PLW2901
+            frame = _unnamed(_without(frame, inline))  # noqa: PLW2901
         kept = [name for name in ("application_id", *own, UNREADABLE) if name in frame.columns]
         frame = bounded(frame.loc[:, list(dict.fromkeys(kept))])  # noqa: PLW2901
         yield Delivery(frame, source, rows, protected, owner, tuple(name for name in there if name not in used))
@@ -214,12 +214,15 @@ def numbered_ids(spec: Spec, source: str, rows: NDArray[np.int64]) -> list[str]:
 
 
 def _without(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Return the frame without these columns, nor the lines that hold them in one text."""
-    kept = frame.drop(columns=[name for name in names if name in frame.columns])
-    if names and UNREADABLE in kept.columns:
-        kept[UNREADABLE] = [_told(line) if isinstance(line, str) else None for line in kept[UNREADABLE]]
-    kept.attrs = frame.attrs
-    return kept
+    return frame.drop(columns=[name for name in names if name in frame.columns])
+
+
+def _unnamed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame without the texts of lines that could not be cut: a protected attribute may be in them."""
+    if UNREADABLE not in frame.columns:
+        return frame
+    lines = [_told(line) if isinstance(line, str) else None for line in frame[UNREADABLE]]
+    return frame.assign(**{UNREADABLE: pd.Series(lines, index=frame.index, dtype=object)})
 
 
 def _told(text: str) -> str:
