@@ -157,7 +157,7 @@ class Decider:
         scored = np.full(len(frame), -1, dtype=np.int64)
         rows = typed.index.to_numpy()
         rule[rows], scored[rows] = chosen, np.arange(len(rows))
-        ids = [_identity(value, position) for position, value in enumerate(frame["application_id"].tolist())]
+        ids = [_identity(value, request, position) for position, value in enumerate(frame["application_id"].tolist())]
         broken = _broken(split.quarantined, request.refused)
         return Decided(request, ids, scored, rule, features, scores, reasons, unusual, broken)
 
@@ -243,10 +243,12 @@ def _unscored() -> dict[str, Any]:
     }
 
 
-def _identity(value: Any, position: int) -> str:
+def _identity(value: Any, request: Request, position: int) -> str:
     """Return an application's id; one that has none is still somebody who gets an answer."""
-    known = value is not None and value == value and str(value).strip()  # noqa: PLR0124 - nan differs from itself
-    return str(value).strip() if known else f"row-{position}"
+    if value is not None and value == value and str(value).strip():  # noqa: PLR0124 - nan differs from itself
+        return str(value).strip()
+    source = request.sources[position] if request.sources else None
+    return f"row-{source['row'] if source else position} of {request.batch_id or request.channel}"
 
 
 def _broken(quarantined: pd.DataFrame, refused: Mapping[int, Sequence[str]]) -> dict[int, Sequence[Mapping[str, Any]]]:

@@ -5,6 +5,7 @@ What belongs here: where a document lies under the store, and its address. What 
 
 import os
 import re
+from typing import Any
 
 from mlops_assets.foundation import files
 from mlops_assets.foundation.files import AnyPath
@@ -31,6 +32,45 @@ def write(root: AnyPath, path: str, content: bytes) -> str:
     if not all(_PART.fullmatch(part) for part in path.split("/")):
         raise ValueError(f"{path!r} is no path of a report")
     return files.write_atomic(root / FOLDER / path, content)
+
+
+def read(root: AnyPath, path: str) -> bytes | None:
+    """Return a document, or None where there is none (or no path of one)."""
+    if not all(_PART.fullmatch(part) for part in path.split("/")):
+        return None
+    try:
+        return files.read_bytes(root / FOLDER / path)
+    except (FileNotFoundError, IsADirectoryError):
+        return None
+
+
+def serve_reports(root: AnyPath, *, host: str, port: int) -> None:
+    """Show the documents below a store's root over HTTP, read-only, until it is interrupted."""
+    import uvicorn
+
+    uvicorn.run(reports_app(root), host=host, port=port, log_level="warning")
+
+
+def reports_app(root: AnyPath) -> Any:
+    """Return the ASGI app that shows the documents below a store's root, and nothing else."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    # What a document holds of the data must not act, whatever it says: no scripts but its own, and no other address.
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'unsafe-inline' 'unsafe-eval'"
+    headers = {"Content-Security-Policy": f"{policy}; font-src data:", "X-Content-Type-Options": "nosniff"}
+
+    def show(request: Request) -> Response:
+        path = str(request.path_params["path"])
+        content = read(root, path)
+        if content is None:
+            return Response("there is no such report", status_code=404, media_type="text/plain", headers=headers)
+        kind = {"html": "text/html", "json": "application/json", "md": "text/markdown"}.get(path.rpartition(".")[2])
+        return Response(content, media_type=kind or "application/octet-stream", headers=headers)
+
+    return Starlette(routes=[Route("/{path:path}", show, methods=["GET"])])
 
 
 def link(path: str) -> str:

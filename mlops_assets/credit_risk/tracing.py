@@ -1,0 +1,388 @@
+"""From a decision to everything behind it, and from a model, a batch or a rule to every decision it touched.
+
+What belongs here: trace, impact, re-scoring after a rollback, and the witnesses of the log. What does not: making one
+decision again (`replaying.py`), and the log itself (`decision_log.py`).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import pandas as pd
+
+from mlops_assets.credit_risk import incidents, pipeline
+from mlops_assets.credit_risk.decision_log import DecisionLog
+from mlops_assets.credit_risk.models import model_name
+from mlops_assets.credit_risk.replaying import Difference, Replayer, ReplaySummary
+from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.foundation.errors import UserError
+from mlops_assets.foundation.files import AnyPath
+from mlops_assets.foundation.journal import Entry, Journal, Problem
+from mlops_assets.foundation.registry import ChampionHistory, ChampionRecord, ModelVersion, Registry
+from mlops_assets.foundation.resources import Warehouse
+
+__all__ = ["Difference", "Impact", "ReplaySummary", "Rescored", "Trace", "Tracer", "replay_sample", "witness"]
+
+ENTRIES, HEAD = "log_entries", "log_head_sha256"
+_CHUNK = 5_000
+_SHOWN = 12
+
+
+def witness(log: DecisionLog) -> dict[str, Any]:
+    """Return the log's head as metadata: whoever cuts or rewrites the log has to change Dagster's event log as well."""
+    head = log.head()
+    return {ENTRIES: head.number, HEAD: head.sha256}
+
+
+def replay_sample(
+    spec: Spec, log: DecisionLog, registry: Registry, periods: Sequence[str], *, rows: int
+) -> ReplaySummary:
+    """Make the first decisions of the last of these periods again; a check must not take as long as the batch."""
+    del spec
+    return Replayer(log, registry).replay(islice(log.of_period(periods[-1]), rows))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A decision and the chain behind it, link by link."""
+
+    decision_id: str
+    links: Mapping[str, Sequence[tuple[str, Any]]]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the links as rows of name and text."""
+        return [
+            (f"{link}: {name}" if name else link, "" if value is None else str(value))
+            for link, pairs in self.links.items()
+            for name, value in pairs
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the links as plain values."""
+        return {"decision_id": self.decision_id, **{link: dict(pairs) for link, pairs in self.links.items()}}
+
+
+@dataclass(frozen=True)
+class Impact:
+    """The decisions that something touched."""
+
+    what: str
+    frame: pd.DataFrame
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return counts by decision, rule, model and period."""
+        if self.frame.empty:
+            return [("touched by", self.what), ("decisions", "0")]
+        periods = self.frame["period"]
+        counted = {
+            name: ", ".join(f"{value} {count:,}" for value, count in Counter(self.frame[name]).most_common(_SHOWN))
+            for name in ("decision", "rule", "model_version", "channel")
+        }
+        return [
+            ("touched by", self.what),
+            ("decisions", f"{len(self.frame):,}"),
+            ("periods", f"{periods.min()} to {periods.max()}"),
+            *counted.items(),
+        ]
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """Decisions of one version beside what another would decide."""
+
+    version: int
+    frame: pd.DataFrame
+
+    @property
+    def changed(self) -> pd.DataFrame:
+        """Those that come out differently."""
+        return self.frame[self.frame["changed"]]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return how many change, and from what to what."""
+        moves = Counter(zip(self.frame["decision_before"], self.frame["decision_after"], strict=True))
+        told = ", ".join(f"{old} -> {new} {count:,}" for (old, new), count in moves.most_common(_SHOWN))
+        shift = (self.frame["pd_after"] - self.frame["pd_before"]).mean() if len(self.frame) else float("nan")
+        return [
+            ("re-scored", f"{len(self.frame):,}"),
+            ("changed", f"{len(self.changed):,}"),
+            ("decisions", told),
+            ("mean change of the default probability", f"{shift:+.4f}"),
+        ]
+
+
+class Tracer:
+    """Follows decisions of one system.
+
+    Parameters
+    ----------
+    spec, log, registry, history
+        The system, its decisions, its model versions, and which of them served when.
+    warehouse, root, operations
+        Where batches are, the object store's root, and the journal of incidents.
+    """
+
+    def __init__(
+        self, spec: Spec, log: DecisionLog, registry: Registry, history: ChampionHistory, warehouse: Warehouse,
+        root: AnyPath, operations: Journal,
+    ) -> None:  # fmt: skip
+        self.spec, self.log, self.registry, self.history = spec, log, registry, history
+        self.warehouse, self.root, self.operations = warehouse, root, operations
+
+    # --- Back from a decision ---
+
+    def trace(self, name: str) -> list[Trace]:
+        """Return the chain behind a decision, or behind every decision on an application, oldest first.
+
+        Raises
+        ------
+        UserError
+            Nothing is called like that.
+        """
+        found = self._entries(name)
+        return [self._trace(entry, found) for entry in found]
+
+    def _entries(self, name: str) -> list[Entry]:
+        on_application = self.log.find(name)
+        return on_application or [self.log.get(name)]
+
+    def _trace(self, entry: Entry, all_of_it: Sequence[Entry]) -> Trace:
+        body = entry.body
+        context = self.log.context_of(body["context_sha256"])
+        version = self.registry.get(context["model"]["name"], context["model"]["version"])
+        approved = self._approval(version, pd.Timestamp(body["decided_at"]).to_pydatetime())
+        links: dict[str, list[tuple[str, Any]]] = {
+            "decision": _decision_link(body),
+            "reasons": [(reason["theme"], _reason(reason)) for reason in body["result"]["reasons"]] or [("", "none")],
+            "application": self._application_link(body, entry, all_of_it),
+            "batch": self._batch_link(body),
+            "model": _model_link(version, context),
+            "training set": self._training_link(version),
+            "approval": _approval_link(approved),
+            "checks": self._checks_link(version, approved),
+            "policy": [("", ", ".join(f"{name} {value}" for name, value in context["policy"].items()))],
+            "code": [(name, value) for name, value in context["made_by"].items()],
+            "log": [
+                ("entry", entry.number), ("sha256", entry.sha256), ("previous", entry.previous_sha256),
+                ("context", body["context_sha256"]), ("run", context["run_id"]),
+            ],
+        }  # fmt: skip
+        again = self.log.rescored(body["decision_id"])
+        if again:
+            links["re-scored"] = [
+                (str(each.at), f"{each.body['result']['decision']}: {each.body['reason']}") for each in again
+            ]
+        return Trace(body["decision_id"], links)
+
+    def _application_link(
+        self, body: Mapping[str, Any], entry: Entry, all_of_it: Sequence[Entry]
+    ) -> list[tuple[str, Any]]:
+        flags = body["flags"]
+        link: list[tuple[str, Any]] = [
+            ("id", body["application_id"]), ("payload sha256", body["payload_sha256"]),
+            ("source", _place(body["source"])), ("received", body["received_at"]),
+            ("features", ", ".join(f"{name} {_plain(value)}" for name, value in body["features"].items())),
+        ]  # fmt: skip
+        link += [("broken rule", f"{each['rule']}: {each['value']!r}, {each['bound']}") for each in flags["broken"]]
+        link += [("refused by", rule) for rule in flags["refused"]]
+        if flags["outlier"] is not None and flags["outlier"]["flagged"]:
+            link.append(("outlier", f"set apart by {flags['outlier']['main_feature']}"))
+        earlier = [each for each in all_of_it if each.number < entry.number]
+        if earlier:
+            before = earlier[-1].body
+            now, then = body["payload"], before["payload"]
+            changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+            link.append(("earlier decision", before["decision_id"]))
+            link += [("changed since", f"{name}: {then.get(name)!r} -> {now.get(name)!r}") for name in sorted(changed)]
+        return link
+
+    def _batch_link(self, body: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        if body["batch_id"] is None:
+            return [("", f"none: it came by {body['channel']}")]
+        found = self.warehouse.query(
+            f"select sha256, rows, received_at, run_id, status from {self.spec.name}.batches where batch_id = ?",
+            [body["batch_id"]],
+        )
+        if found.empty:
+            return [("id", body["batch_id"]), ("", "it is not in the warehouse")]
+        row = found.iloc[0]
+        told = [each for each in incidents.history(self.operations) if each.batch_id == body["batch_id"]]
+        return [
+            ("id", body["batch_id"]), ("sha256", row["sha256"]), ("rows", row["rows"]),
+            ("received", row["received_at"]), ("run", row["run_id"]), ("status", row["status"]),
+            *[("incident", f"{each.id} {each.rule}: {each.state} {each.reason or ''}") for each in told],
+        ]  # fmt: skip
+
+    def _training_link(self, version: ModelVersion) -> list[tuple[str, Any]]:
+        from mlops_assets.foundation.snapshots import SnapshotStore
+
+        sha256 = version.tags["training_set"]
+        try:
+            facts = SnapshotStore(self.root / "snapshots").load(sha256).metadata
+        except UserError as error:
+            return [("sha256", sha256), ("", str(error))]
+        shown = ("as_of", "split", "good", "bad", "test_from", "batches", "batches_sha256")
+        return [("sha256", sha256), *[(name, facts[name]) for name in shown if name in facts]]
+
+    def _approval(self, version: ModelVersion, moment: datetime) -> ChampionRecord | None:
+        """Return the record by which the version served at a moment: an approval, or a rollback to it."""
+        record = self.history.production_at(moment)
+        if record is not None and record.version == version.version:
+            return record
+        moves = [each for each in self.history.records() if each.to_version == version.version]
+        return moves[0] if moves else None
+
+    def _checks_link(self, version: ModelVersion, approved: ChampionRecord | None) -> list[tuple[str, Any]]:
+        if approved is None or approved.evidence_sha256 is None:
+            return [("", "no evidence is recorded")]
+        gates = self.registry.evidence(version, approved.evidence_sha256)["gates"]
+        passed = sum(gate["status"] == "passed" for gate in gates)
+        others = [(gate["gate"], f"{gate['status']}: {gate['reason']}") for gate in gates if gate["status"] != "passed"]
+        return [("", f"{passed} of {len(gates)} passed"), *others]
+
+    # --- Again ---
+
+    def replay(
+        self, name: str | None = None, *, since: datetime | None = None, until: datetime | None = None
+    ) -> ReplaySummary:
+        """Make a decision, those on an application, or all of a time range again, and compare the bytes."""
+        entries: Iterable[Entry]
+        if name is not None:
+            entries = self._entries(name)
+        else:
+            entries = self.log.journal.read("decision", since=since, until=until)
+        return Replayer(self.log, self.registry).replay(entries)
+
+    def verify_log(self) -> list[Problem]:
+        """Return what is wrong with the log, held against every head that Dagster's event log is witness of."""
+        return self.log.verify(self._witnesses())
+
+    def _witnesses(self) -> Iterator[tuple[int, str]]:
+        import dagster as dg
+
+        cursor: str | None = None
+        while True:
+            key = dg.AssetKey([self.spec.name, "decisions"])
+            page = self.history.instance.fetch_materializations(key, limit=500, cursor=cursor)
+            for event in page.records:
+                found = event.asset_materialization.metadata if event.asset_materialization else {}
+                if ENTRIES in found and HEAD in found and found[ENTRIES].value:
+                    yield int(str(found[ENTRIES].value)), str(found[HEAD].value)
+            if not page.has_more:
+                return
+            cursor = page.cursor
+
+    # --- Forward to decisions ---
+
+    def impact(self, *, model: int | None = None, batch: str | None = None, rule: str | None = None) -> Impact:
+        """Return every decision that a model version, a batch or a rule touched.
+
+        Raises
+        ------
+        UserError
+            There is no such version.
+        """
+        if model is not None:
+            version = self.registry.get(model_name(self.spec), model)
+            return Impact(str(version), self.log.frame(self.log.touched(model=version.sha256)))
+        if batch is not None:
+            return Impact(f"batch {batch}", self.log.frame(self.log.touched(batch=batch)))
+        decided_by = self.log.frame(self.log.touched(rule=rule))
+        if len(decided_by):
+            return Impact(f"rule {rule}", decided_by)
+        # A rule that quarantined is not what decided: it is among the flags of those that were referred for it.
+        quarantined = self.log.touched(rule="quarantined")
+        touched = (entry for entry in quarantined if rule in _rules_of(entry.body["flags"]))
+        return Impact(f"rule {rule} (quarantine)", self.log.frame(touched))
+
+    def rescore(self, *, model: int, by: str, reason: str) -> Rescored:
+        """Decide again, with the champion of now, what a version decided; the decisions themselves stand.
+
+        Raises
+        ------
+        UserError
+            The version serves, decided nothing, or name or reason is empty.
+        """
+        for what, text in (("name", by), ("reason", reason)):
+            if not text.strip():
+                raise UserError(f"the {what} is empty", where=f"{self.spec.name} re-scoring", remedy="state it.")
+        champion = self.history.champion()
+        version = self.registry.get(model_name(self.spec), model)
+        if version.sha256 == champion.sha256:
+            raise UserError(
+                f"{version} is the champion: it would decide the same again",
+                where=f"{self.spec.name} re-scoring",
+                remedy="roll back first, then re-score what the bad version decided.",
+            )
+        decider = pipeline.load_decider(self.spec, self.registry, champion)
+        run = f"re-scoring by {by}"
+        context = self.log.context(pipeline.decision_context(self.spec, decider, champion, run))
+        replayer, stream = Replayer(self.log, self.registry), self.log.touched(model=version.sha256)
+        ids: set[str] = set()
+        while chunk := list(islice(stream, _CHUNK)):
+            bodies = [entry.body for entry in chunk]
+            again = [
+                {**record, "decision_id": body["decision_id"]}
+                for body, record in zip(bodies, replayer.decided_again(decider, bodies), strict=True)
+            ]
+            self.log.rescore(again, context, f"{reason} ({by})")
+            ids.update(body["decision_id"] for body in bodies)
+        if not ids:
+            raise UserError(
+                f"{version} has decided nothing", where=f"{self.spec.name} decisions", remedy="name another version."
+            )
+        rescores = self.log.journal.read("rescore")
+        mine = (entry for entry in rescores if entry.body["context_sha256"] == context)
+        frame = self.log.comparison(entry for entry in mine if entry.body["decision_id"] in ids)
+        return Rescored(champion.version, frame)
+
+
+def _decision_link(body: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    result = body["result"]
+    return [
+        ("what", f"{result['decision']} by rule {result['rule']}"), ("period", body["period"]),
+        ("channel", body["channel"]), ("decided", body["decided_at"]),
+        ("default probability", _plain(result["pd"])), ("margin", _plain(result["margin"])),
+        ("points", result["points"]),
+    ]  # fmt: skip
+
+
+def _model_link(version: ModelVersion, context: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        ("version", f"{version} ({context['model']['kind']})"), ("sha256", version.sha256),
+        ("trained by", version.tags.get("trained_by")), ("registered", version.created),
+        ("training run", version.tags.get("run_id")), ("code version", version.tags.get("code_version")),
+        ("baseline of reasons", context["baseline"]),
+    ]  # fmt: skip
+
+
+def _approval_link(record: ChampionRecord | None) -> list[tuple[str, Any]]:
+    if record is None:
+        return [("", "it never served")]
+    return [
+        ("verdict", record.verdict), ("by", record.by), ("at", record.logged_at), ("reason", record.reason),
+        ("evidence", record.evidence_sha256), ("record", record.record_sha256),
+    ]  # fmt: skip
+
+
+def _rules_of(flags: Mapping[str, Any]) -> set[str]:
+    return {each["rule"] for each in flags["broken"]} | set(flags["refused"])
+
+
+def _reason(reason: Mapping[str, Any]) -> str:
+    weight = float.fromhex(reason["contribution"])
+    return f"{reason['text']} [{', '.join(reason['features'])}: {weight:+.4g}]"
+
+
+def _place(source: Mapping[str, Any] | None) -> str | None:
+    return None if source is None else f"{source['file']}, row {source['row']}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a number that was recorded as float hex in its usual form, with the hex beside it."""
+    if isinstance(value, str) and value.lstrip("-").startswith("0x"):
+        return f"{float.fromhex(value):.6g} ({value})"
+    return value
