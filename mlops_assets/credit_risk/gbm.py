@@ -242,7 +242,10 @@ def _train(
         "feature_fraction": settings.columns,
         "lambda_l2": settings.l2,
         "monotone_constraints": [column.monotone for column in columns],
-        "monotone_constraints_method": "advanced",
+        # The other methods gain about 0.001 of AUC and break the promise: in the sample world 31 of 28,400 pairs of
+        # neighbouring values moved the PD the wrong way under "advanced" (so say LightGBM issues 5358 and 6155), and
+        # 6 of 1.2 million under "intermediate".
+        "monotone_constraints_method": "basic",
         "seed": seed,
         "deterministic": True,
         "force_row_wise": True,
