@@ -16,7 +16,7 @@ from itertools import chain
 from statistics import median
 from typing import Literal
 
-from mlops_assets.credit_risk.batch_facts import POINTS, BatchFacts, Numbers, pooled_labels, pooled_numbers
+from mlops_assets.credit_risk.batch_facts import POINTS, BatchFacts, Labels, Numbers, pooled_labels, pooled_numbers
 from mlops_assets.credit_risk.contracts import plain
 from mlops_assets.credit_risk.spec import Spec
 
@@ -275,10 +275,11 @@ def _copies(spec: Spec, batch: BatchFacts) -> Iterator[Finding]:
 
 def _missing(spec: Spec, batch: BatchFacts, reference: Sequence[BatchFacts]) -> Iterator[Finding]:
     for name in spec.features:
-        now = _missing_in(batch, name)
-        before = sum(facts.accepted for facts in reference)
+        now = _column(batch, name).missing
+        known = [facts for facts in reference if name in facts.numbers or name in facts.labels]
+        before = sum(facts.accepted for facts in known)
         if before:
-            usual = sum(_missing_in(facts, name) for facts in reference) / before
+            usual = sum(_column(facts, name).missing for facts in known) / before
             bound, said = usual + spec.checks.null_share, f"{_percent(usual)} are usual"
             broken = exceeds(now, batch.accepted, bound)
         else:
@@ -293,10 +294,8 @@ def _missing(spec: Spec, batch: BatchFacts, reference: Sequence[BatchFacts]) -> 
             )  # fmt: skip
 
 
-def _missing_in(facts: BatchFacts, name: str) -> int:
-    """Return the missing values of a column; one that the batch was never asked for is missing in none."""
-    column = facts.numbers.get(name) or facts.labels.get(name)
-    return column.missing if column is not None else 0
+def _column(facts: BatchFacts, name: str) -> Numbers | Labels:
+    return facts.numbers[name] if name in facts.numbers else facts.labels[name]
 
 
 def _units(spec: Spec, batch: BatchFacts, reference: Sequence[BatchFacts]) -> Iterator[Finding]:
@@ -323,8 +322,8 @@ def _units(spec: Spec, batch: BatchFacts, reference: Sequence[BatchFacts]) -> It
             yield Finding(
                 "median_ratio", number.name, f"{ratio:.4g}", "no factor between units, such as 10, 12 or 100", "block",
                 f"{number.name}: the median is {plain(now.points[at])} where {plain(usual.points[at])} is usual, "
-                f"{ratio:.3g} times as much: a change of unit by {shift:.3g} is suspected. Ask the sender for currency "
-                "and unit; no model is trained on this.",
+                f"{plain(ratio)} times as much: a change of unit by {plain(shift)} is suspected. Ask the sender for "
+                "currency and unit; no model is trained on this.",
             )  # fmt: skip
 
 
