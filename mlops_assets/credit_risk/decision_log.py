@@ -79,18 +79,21 @@ class DecisionLog:
         UserError
             There is none with this hash.
         """
-        if sha256 not in self._contexts:
-            entry = self.journal.get(_CONTEXT, sha256)
-            if entry is None:
-                raise UserError(
-                    f"no context has the SHA-256 {sha256}",
-                    where=str(self.journal.path),
-                    remedy="record the context of a decision before the decision.",
-                )
-            if len(self._contexts) >= _KNOWN_CONTEXTS:
-                self._contexts.clear()
-            self._contexts[sha256] = entry.body
-        return self._contexts[sha256]
+        known = self._contexts.get(sha256)  # threads share a log: what is there now may be cleared a moment later
+        if known is not None:
+            return known
+        entry = self.journal.get(_CONTEXT, sha256)
+        if entry is None:
+            raise UserError(
+                f"no context has the SHA-256 {sha256}",
+                where=str(self.journal.path),
+                remedy="record the context of a decision before the decision.",
+            )
+        if len(self._contexts) >= _KNOWN_CONTEXTS:
+            self._contexts.clear()
+        context: Mapping[str, Any] = entry.body
+        self._contexts[sha256] = context
+        return context
 
     def append(self, decisions: Iterable[Mapping[str, Any]], context_sha256: str) -> int:
         """Append decisions that were made in a context; one whose ``decision_id`` is known is passed over.
@@ -276,10 +279,9 @@ class DecisionLog:
     def _keys(self, context: Mapping[str, Any], sha256: str) -> dict[str, str]:
         """Return what decisions of a context are found by."""
         try:
-            return {
-                "model_sha256": str(context["model"]["sha256"]),
-                "policy_version": str(context["policy"]["version"]),
-            }
+            model, policy = context["model"], context["policy"]
+            _ = model["version"]  # tables show it
+            return {"model_sha256": str(model["sha256"]), "policy_version": str(policy["version"])}
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"context {sha256} does not name its model and policy: {error} is missing",

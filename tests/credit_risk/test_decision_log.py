@@ -89,8 +89,9 @@ def test_a_context_is_kept_once_and_named_by_its_content(log: DecisionLog) -> No
     ("context", "words"),
     [
         ({}, "does not name its model and policy: 'model' is missing"),
-        ({"model": {"sha256": "x"}}, "'policy' is missing"),
-        ({"model": {}, "policy": {"version": 1}}, "'sha256' is missing"),
+        ({"model": {"sha256": "x", "version": 1}}, "'policy' is missing"),
+        ({"model": {"version": 1}, "policy": {"version": 1}}, "'sha256' is missing"),
+        ({"model": {"sha256": "x"}, "policy": {"version": 1}}, "'version' is missing"),
         ({"model": None, "policy": {"version": 1}}, "does not name its model and policy"),
         ({**OLD, "extra": float("nan")}, "the context cannot be recorded"),
         ({**OLD, "extra": {1, 2}}, "the context cannot be recorded"),
