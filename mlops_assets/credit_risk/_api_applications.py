@@ -8,17 +8,16 @@ Nothing is judged twice: the model documents ranges, codes and levels, and the c
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from mlops_assets.credit_risk.applications import canonical_columns
 from mlops_assets.credit_risk.contracts import TEXT_CHARACTERS
-from mlops_assets.credit_risk.deciding import decision_id
 from mlops_assets.credit_risk.spec import Categorical, Numeric, Spec
 from mlops_assets.foundation.contracts import closest
-from mlops_assets.foundation.files import canonical_json, sha256_hex
+from mlops_assets.foundation.files import canonical_json
 from mlops_assets.foundation.serving import Detail, Refused
 
 FEATURES = "features"
@@ -36,11 +35,13 @@ _TEXTS = {
 class Application:
     """An application that was read: its canonical row, with ``applied_at`` None where the moment of its request counts.
 
-    The row is kept whole, with None for what was not said, as the row of a batch is.
+    The row is kept whole, with None for what was not said, as the row of a batch is. `asked` is by whom and in which
+    request.
     """
 
     application_id: str
     row: Mapping[str, Any]
+    asked: Mapping[str, str] = field(default_factory=dict)
 
     def payload(self, applied_at: str | None = None) -> str:
         """Return the row as canonical JSON, with a time where it has none."""
@@ -48,10 +49,6 @@ class Application:
         if row.get("applied_at") is None and applied_at is not None:
             row["applied_at"] = applied_at
         return canonical_json(row).decode()
-
-    def decision_id(self, system: str, payload: str) -> str:
-        """Return the name that the decision on this content has."""
-        return decision_id(system, self.application_id, sha256_hex(payload.encode()))
 
 
 def application_model(spec: Spec) -> type[BaseModel]:

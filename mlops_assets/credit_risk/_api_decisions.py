@@ -186,7 +186,10 @@ class Desk:
         )
         try:
             decided = champion.decider.decide(request)
-            records = [{**record, "decided_at": moment} for record in champion.decider.records(decided)]
+            records = [
+                {**record, "decided_at": moment, "asked": dict(each.asked)}
+                for record, each in zip(champion.decider.records(decided), applications, strict=True)
+            ]
         except UserError as error:
             if len(applications) == 1:
                 return [_own_fault(error)]

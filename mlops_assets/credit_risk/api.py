@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -235,14 +236,15 @@ def _try_out(decider: Decider) -> None:
 
 
 def _add_routes(service: Service, spec: Spec, desk: Desk) -> None:
-    from fastapi import Response
+    from fastapi import Request, Response
 
     decided = service.metrics.counter("credit_decisions", "New decisions.", ["decision", "model_version"])
     repeated = service.metrics.counter("credit_repeats", "Decisions that were asked for again.", [])
     together = service.together(desk.decide, most=GROUP)
 
-    async def decide(body: BaseModel, response: Response) -> Decision:
-        answer = await together.ask(read(spec, body))
+    async def decide(body: BaseModel, request: Request, response: Response) -> Decision:
+        asked = {"caller": request.state.caller, "request_id": request.state.request_id}
+        answer = await together.ask(replace(read(spec, body), asked=asked))
         told = _told(answer)
         response.headers["Location"] = f"{PATH}/{told.decision_id}"
         if answer.repeated:
