@@ -3,7 +3,7 @@
 What belongs here: arguments and tables for a person. What does not: any work (the system's own modules).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from mlops_assets.foundation.errors import UserError
+from mlops_assets.terminal import chosen_periods, console, done, escaped, progress, table, told
 
 _SYSTEM = click.argument("system")
 _BY = click.option("--by", required=True, metavar="NAME", help="Who decides; it goes into the history.")
@@ -88,30 +89,6 @@ def desk(system: str, spec_file: Path | None = None) -> Iterator[Desk]:
         yield Desk(place, instance, credit[system])
 
 
-def _console() -> Any:
-    from mlops_assets.cli import console
-
-    return console()
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*["" if cell is None else escape(str(cell)) for cell in row])
-    _console().print(table)
-
-
-def _told(text: str) -> None:
-    from rich.markup import escape
-
-    _console().print(f"[green]done[/] {escape(text)}")
-
-
 @click.command()
 @_SYSTEM
 @click.option("--version", type=int, required=True, help="The proposed version.")
@@ -123,7 +100,7 @@ def approve(system: str, version: int, evidence: str | None, by: str, reason: st
     """Approve a proposed version of SYSTEM: it serves from then on. Whoever trained it cannot."""
     with desk(system, spec_file) as at:
         record = at.history.approve(version, by, reason, evidence_sha256=evidence)
-    _told(f"{system}: version {record.from_version or 'none'} -> {record.version}, approved by {record.by}.")
+    done(f"{system}: version {record.from_version or 'none'} -> {record.version}, approved by {record.by}.")
 
 
 @click.command()
@@ -136,7 +113,7 @@ def reject(system: str, version: int, by: str, reason: str, spec_file: Path | No
     """Reject a proposed version of SYSTEM: nothing moves, and it is not proposed again by itself."""
     with desk(system, spec_file) as at:
         at.history.reject(version, by, reason)
-    _told(f"{system}: version {version} is rejected; the champion stays.")
+    done(f"{system}: version {version} is rejected; the champion stays.")
 
 
 @click.command()
@@ -156,7 +133,7 @@ def proposals(system: str, spec_file: Path | None) -> None:
             )
             for each in at.history.proposals()
         ]
-    _table(f"{system}: proposals", ["version", "status", "trained by", "expires", "evidence", "why"], rows)
+    table(f"{system}: proposals", ["version", "status", "trained by", "expires", "evidence", "why"], rows)
 
 
 @click.command("production-at")
@@ -169,13 +146,13 @@ def production_at(system: str, time: str, spec_file: Path | None) -> None:
     with desk(system, spec_file) as at:
         record = at.history.production_at(moment)
     if record is None:
-        _console().print(f"{system}: no version served at {moment.isoformat()}")
+        console().print(f"{system}: no version served at {moment.isoformat()}")
         return
     rows = [
         ("version", record.version), ("sha256", record.sha256), ("since", record.logged_at),
         ("verdict", record.verdict), ("by", record.by), ("reason", record.reason), ("evidence", record.evidence_sha256),
     ]  # fmt: skip
-    _table(f"{system} at {moment.isoformat()}", ["", ""], rows)
+    table(f"{system} at {moment.isoformat()}", ["", ""], rows)
 
 
 def moment_of(text: str) -> datetime:
@@ -197,8 +174,9 @@ def moment_of(text: str) -> datetime:
 
 @click.command("incidents")
 @_SYSTEM
+@click.argument("action", required=False, type=click.Choice(["acknowledge"]))
+@click.argument("incident", required=False)
 @click.option("--all", "everything", is_flag=True, help="Also those that are settled.")
-@click.option("--acknowledge", "incident", metavar="ID", help="Settle this one; needs --by and --reason.")
 @click.option(
     "--as",
     "outcome",
@@ -211,27 +189,26 @@ def moment_of(text: str) -> datetime:
 @click.option("--reason", help="Why.")
 @_SPEC
 def incidents_command(
-    system: str, everything: bool, incident: str | None, outcome: str, by: str | None, reason: str | None,
-    spec_file: Path | None,
+    system: str, action: str | None, incident: str | None, everything: bool, outcome: str, by: str | None,
+    reason: str | None, spec_file: Path | None,
 ) -> None:  # fmt: skip
-    """List the data incidents of SYSTEM, or settle one with a reason."""
+    """List the data incidents of SYSTEM, or settle one: incidents SYSTEM acknowledge ID --by NAME --reason TEXT."""
     from mlops_assets.credit_risk import incidents, settling
 
     with desk(system, spec_file) as at:
-        if incident is not None:
-            told = settling.settle(
-                at.spec, at.operations, at.resources["warehouse"], incident,
-                by=by or "", reason=reason or "", outcome=outcome,
-            )  # fmt: skip
-            _told(told)
+        if action is not None:
+            warehouse = at.resources["warehouse"]
+            done(
+                settling.settle(
+                    at.spec, at.operations, warehouse, incident or "", by=by or "", reason=reason or "", outcome=outcome
+                )
+            )
             return
         found = incidents.history(at.operations) if everything else incidents.open_incidents(at.operations)
-    rows = [
-        (each.id, each.state, each.period, each.rule, each.column, each.value, each.bound, each.by, each.reason)
-        for each in found
-    ]
-    columns = ["incident", "state", "period", "rule", "column", "value", "bound", "by", "reason"]
-    _table(f"{system}: {len(rows)} data incident(s)", columns, rows)
+    rows = [(each.id, each.state, each.period, each.rule, each.column, each.details, each.by, each.reason)
+            for each in found]  # fmt: skip
+    columns = ["incident", "state", "period", "rule", "column", "what", "by", "reason"]
+    table(f"{system}: {len(rows)} data incident(s)", columns, rows)
 
 
 @click.command("training")
@@ -247,7 +224,7 @@ def training_command(system: str, what: str, by: str, reason: str, spec_file: Pa
     acts = {"freeze": incidents.freeze, "unfreeze": incidents.unfreeze, "request": incidents.request_retrain}
     with desk(system, spec_file) as at:
         acts[what](at.operations, by=by, reason=reason)
-    _told(f"{system}: {what} by {by} is noted.")
+    done(f"{system}: {what} by {by} is noted.")
 
 
 @click.command()
@@ -259,7 +236,7 @@ def trace(system: str, decision: str, spec_file: Path | None) -> None:
     with desk(system, spec_file) as at:
         traces = at.tracer.trace(decision)
     for found in traces:
-        _table(f"{system}: decision {found.decision_id}", ["link", "what"], found.rows())
+        table(f"{system}: decision {found.decision_id}", ["link", "what"], found.rows())
 
 
 @click.command()
@@ -281,10 +258,10 @@ def replay(
             decision, since=moment_of(since) if since else None, until=moment_of(until) if until else None
         )
     for problem in problems:
-        _console().print(f"[bold red]broken[/] {problem}", markup=True)
+        console().print(f"[bold red]broken[/] {problem}", markup=True)
     for each in found.differing[:20]:
-        _table(f"{each.decision_id} differs", ["what", "recorded", "replayed"], each.rows())
-    _console().print(f"{found.equal} of {found.compared} decisions are byte-equal")
+        table(f"{each.decision_id} differs", ["what", "recorded", "replayed"], each.rows())
+    console().print(f"{found.equal} of {found.compared} decisions are byte-equal")
     if found.differing or problems:
         raise UserError(
             f"{len(found.differing)} decision(s) differ, {len(problems)} entries of the log are broken",
@@ -310,9 +287,9 @@ def impact(
         found = at.tracer.impact(model=model, batch=batch, rule=rule)
     if csv_file is not None:
         found.frame.to_csv(csv_file, index=False)
-    _table(f"{system}: {len(found.frame)} decision(s) touched", ["", ""], found.rows())
+    table(f"{system}: {len(found.frame)} decision(s) touched", ["", ""], found.rows())
     shown = found.frame.head(20)
-    _table("the first ones", list(shown.columns), shown.to_numpy().tolist())
+    table("the first ones", list(shown.columns), shown.to_numpy().tolist())
 
 
 @click.command()
@@ -330,9 +307,9 @@ def rescore(system: str, model: int, csv_file: Path | None, by: str, reason: str
         found = at.tracer.rescore(model=model, by=by, reason=reason)
     if csv_file is not None:
         found.frame.to_csv(csv_file, index=False)
-    _table(f"{system}: decisions of version {model}, re-scored by version {found.version}", ["", ""], found.rows())
+    table(f"{system}: decisions of version {model}, re-scored by version {found.version}", ["", ""], found.rows())
     shown = found.changed.head(20)
-    _table(f"{len(found.changed)} changed; the first ones", list(shown.columns), shown.to_numpy().tolist())
+    table(f"{len(found.changed)} changed; the first ones", list(shown.columns), shown.to_numpy().tolist())
 
 
 @click.command()
@@ -356,7 +333,69 @@ def reports(host: str, port: int) -> None:
     from mlops_assets import environment
     from mlops_assets.foundation.reports import serve_reports
 
-    serve_reports(environment.current().resources()["store"].path(), host=host, port=port)
+    store: Any = environment.current().resources()["store"]
+    serve_reports(store.path(), host=host, port=port)
+
+
+def run_system(spec: Any, *, first: str | None, last: str | None, decide: int) -> None:
+    """Take in the applications of a spec and train as of its last period; where a champion serves, decide as well."""
+    from mlops_assets import environment
+    from mlops_assets.credit_risk.names import Names
+    from mlops_assets.credit_risk.pipeline import history_of
+    from mlops_assets.definitions import build_defs
+    from mlops_assets.running import open_instance, run_job
+
+    place = environment.current()
+    periods = chosen_periods(spec, Names(spec).partitions.get_partition_keys(), first, last)
+    span = f"{periods[0]} to {periods[-1]}"
+    with console().status("loading the code location"):
+        defs = build_defs(place, [spec])
+    console().print(f"[bold]{spec.name}[/]: {len(periods)} period(s), {span}; home {place.home}")
+    with open_instance(place) as instance:
+        history = history_of(spec, instance, place.resources()["models"].open())  # type: ignore[attr-defined]
+        deciding = history.current() is not None
+        decided = periods[-min(decide, len(periods)) :] if deciding else []
+        before = [period for period in periods if period not in decided]
+        plan = [("ingest", before, f"data {before[0]} to {before[-1]}")] if before else []
+        plan += [("daily", decided, f"decisions {decided[0]} to {decided[-1]}")] if decided else []
+        plan += [("train", [periods[-1]], f"training as of {periods[-1]}")]
+        for job, part, label in plan:
+            with progress(label) as follow:
+                run_job(
+                    defs.resolve_job_def(f"{spec.name}_{job}"), instance, follow, periods=part,
+                    name=f"{spec.name}, {label}",
+                )  # fmt: skip
+            told(follow.warnings)
+        show_verdict(spec, place, instance)
+
+
+def show_verdict(spec: Any, place: Any, instance: Any) -> None:
+    """Print the latest verdict on a candidate, its gates, and what a person can do about it."""
+    from mlops_assets.credit_risk.judging import read_gates
+    from mlops_assets.credit_risk.pipeline import history_of
+
+    registry = place.resources()["models"].open()
+    history = history_of(spec, instance, registry)
+    records = history.records()
+    if not records:
+        return
+    record = records[-1]
+    version = registry.get(history.model, record.candidate)
+    if record.evidence_sha256:
+        whole = registry.evidence(version, record.evidence_sha256)
+        rows = [
+            (gate.gate, gate.status, _number(gate.value), _number(gate.bound), gate.reason)
+            for gate in read_gates(whole["gates"])
+        ]
+        table(f"{version} ({version.params['kind']}): gates", ["gate", "status", "value", "bound", "what"], rows)
+    console().print(f"[bold]{record.verdict}[/]: {escaped(record.reason)}")
+    if record.verdict == "proposed":
+        command = f"mlops-assets approve {spec.name} --version {version.version} --by NAME --reason TEXT"
+        console().print(f"Trained by {escaped(record.trained_by)}; somebody else approves it: [bold]{command}[/]")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 COMMANDS: tuple[click.Command, ...] = (

@@ -6,7 +6,7 @@ What belongs here: launching, following and naming what failed. What does not: w
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,9 +102,20 @@ def _cause(error: Any) -> str:
 
 
 def run_job(
-    job: dg.JobDefinition, instance: dg.DagsterInstance, follow: Follow, *, periods: Sequence[str], name: str
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    follow: Follow,
+    *,
+    periods: Sequence[str],
+    name: str,
+    tags: Mapping[str, str] | None = None,
 ) -> str:
     """Run a job for one period, or for a range of periods in one run; return the run's id.
+
+    Parameters
+    ----------
+    tags
+        Of the run, beside those of its periods.
 
     Raises
     ------
@@ -114,7 +125,7 @@ def run_job(
     run_id = str(uuid.uuid4())
     instance.add_event_listener(run_id, follow)
     ranged = len(periods) > 1
-    tags = (
+    span = (
         {"dagster/asset_partition_range_start": periods[0], "dagster/asset_partition_range_end": periods[-1]}
         if ranged
         else {}
@@ -124,7 +135,7 @@ def run_job(
     # dbt and others print as they go; it is kept, but not mixed with the progress.
     with log.open("w", encoding="utf-8") as handle, redirect_stdout(handle):
         result = job.execute_in_process(
-            instance=instance, run_id=run_id, run_config=_QUIET, raise_on_error=False, tags=tags,
+            instance=instance, run_id=run_id, run_config=_QUIET, raise_on_error=False, tags={**(tags or {}), **span},
             partition_key=None if ranged else periods[0],
         )  # fmt: skip
     if not result.success:

@@ -114,8 +114,7 @@ def _settled(spec: Spec, key: dg.AssetKey, operations: Journal) -> dg.AssetCheck
         columns=["incident", "period", "rule", "column", "opened"],
     )
     told = (
-        f"{len(found)} open: scoring and training wait. "
-        f"Settle with: mlops-assets incidents {spec.name} --acknowledge {found[0].id} --by NAME --reason …"
+        f"{len(found)} open: scoring and training wait. Settle the first with: {found[0].command}"
         if found
         else "No data incident is open."
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mlops_assets.environment import Environment
+from mlops_assets.foundation.check_history import latest_checks
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.publication import Publication, newest_first, published
 
@@ -72,11 +73,6 @@ def _publication(resources: Mapping[str, Any], system: str, period: str | None) 
     )
 
 
-def known_systems(instance: "dg.DagsterInstance") -> list[str]:
-    """Return the systems that any run was ever about, by name."""
-    return sorted({key.path[0] for key in instance.all_asset_keys() if key.path[1:] == ["listens"]})
-
-
 @dataclass(frozen=True)
 class SystemState:
     """What an operator wants to know first."""
@@ -119,11 +115,24 @@ def status_of(environment: Environment, instance: "dg.DagsterInstance", system: 
     damaged: dict[str, str] = {}
     last = next(newest_first(resources["store"].path(), f"{system}/playlists", damaged=damaged), None)
     latest = f"{last.partition}, {last.rows:,} rows at {last.published_at}" if last else "nothing yet"
-    passed, problems, unassessed = _checks(instance, system)
+    passed, problems, unassessed = latest_checks(instance, system, _named())
     broken = tuple(f"publication of {period}: {reason}" for period, reason in damaged.items())
     told = f"{passed} passed, {len(problems)} not passed, {len(unassessed)} not assessed"
     quarantine = _quarantine(resources["warehouse"], system)
     return SystemState(system, champion, verdict, latest, quarantine, told, (*broken, *problems), unassessed)
+
+
+def _named() -> dict[str, tuple[str, ...]]:
+    from mlops_assets.discover_weekly.rules import RULES
+
+    return {
+        "listens": ("few_rows_in_quarantine", "listens_match_profile", "listens_have_not_drifted"),
+        "interactions": (
+            "interactions_match_profile", "interactions_have_not_drifted",
+            "interactions_are_of_known_tracks", "interactions_are_of_known_users",
+        ),
+        "playlists": tuple(RULES),
+    }  # fmt: skip
 
 
 def _quarantine(warehouse: "Warehouse", system: str) -> str:
@@ -137,44 +146,3 @@ def _quarantine(warehouse: "Warehouse", system: str) -> str:
         )
     rows = ", ".join(f"{what} {count:,}" for what, count in zip(found["what"], found["n"], strict=True))
     return f"{rows} (table {system}.quarantined_rows)" if rows else "no rows"
-
-
-def _checks(instance: "dg.DagsterInstance", system: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-    import dagster as dg
-
-    from mlops_assets.discover_weekly.rules import RULES
-
-    named = {
-        "listens": ("few_rows_in_quarantine", "listens_match_profile", "listens_have_not_drifted"),
-        "interactions": (
-            "interactions_match_profile", "interactions_have_not_drifted",
-            "interactions_are_of_known_tracks", "interactions_are_of_known_users",
-        ),
-        "playlists": tuple(RULES),
-    }  # fmt: skip
-    passed = 0
-    problems: dict[bool, list[str]] = {True: [], False: []}
-    for asset, checks in named.items():
-        for check in checks:
-            event = _last_evaluation(instance, dg.AssetCheckKey(dg.AssetKey([system, asset]), check))
-            if event is None:
-                continue
-            evaluation = event.asset_check_evaluation_data
-            if evaluation.passed:
-                passed += 1
-            else:
-                status = evaluation.metadata.get("status")
-                assessed = status is None or status.value != "not_assessed"
-                problems[assessed].append(f"{asset}: {check}: {evaluation.description or ''}")
-    return passed, tuple(problems[True]), tuple(problems[False])
-
-
-def _last_evaluation(instance: "dg.DagsterInstance", key: "dg.AssetCheckKey") -> "dg.DagsterEvent | None":
-    """Return the check's last result; a run that was to make the check and failed before it does not hide that."""
-    import dagster as dg
-
-    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=50):
-        event = record.event.dagster_event if record.event is not None else None
-        if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            return event
-    return None
