@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
@@ -338,7 +338,7 @@ class TestApproval:
     def test_a_moment_in_the_past_does_not_revive_an_expired_proposal(self, serving):
         put = propose(serving, 2, valid_for=timedelta(microseconds=1))
         with nothing_moves(serving, "its time ended"):
-            serving.approve(2, by="boris", reason="good", now=put.decided_at)
+            serving.approve(2, by="boris", reason="good", now=put.expires_at - timedelta(seconds=1))
 
     def test_a_superseded_proposal_is_refused(self, waiting):
         propose(waiting, 3)
@@ -680,11 +680,22 @@ class TestForgery:
         assert waiting.open_proposal(2) is not None
         assert "rejects nothing" in waiting.verify()[-1]
 
+    def test_a_rejection_by_hand_of_what_was_approved_closes_nothing(self, waiting, registry):
+        put = waiting.open_proposal().record
+        late = forged(proposal_of(waiting, 2), verdict="rejected", rejects=put.record_sha256, expires_at=None)
+        waiting.approve(2, by="boris", reason="good")
+        report(waiting, late)
+        assert waiting.proposals()[-1].status == "approved"
+        assert waiting.held_back(registry.get(MODEL, 2)) is None
+        assert waiting.rejections() == 0
+        assert "rejects nothing: boris approved it already" in waiting.verify()[-1]
+
     def test_a_rollback_by_hand_to_what_was_never_approved_moves_nothing(self, waiting, registry):
         approved = waiting.approve(2, by="boris", reason="good")
         candidate = registry.get(MODEL, 3)
         aims = {"version": 3, "to": 3, "candidate": 3, "sha256": candidate.sha256}
-        for changes in (aims, aims | {"to": 1}, {"to": 1, "version": 1}):
+        other = {"version": 1, "to": 3, "sha256": registry.get(MODEL, 1).sha256}
+        for changes in (aims, aims | {"to": 1}, {"to": 1, "version": 1}, other):
             by_hand = {"verdict": "rolled_back", "approves": None, "from": 2}
             report(waiting, forged(approved, **{**by_hand, **changes}))
             assert waiting.champion().version == 2
@@ -897,7 +908,7 @@ def histories(draw: st.DrawFn) -> list[ChampionRecord]:
     return records
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(histories())
 def test_whatever_is_written_only_an_approved_version_serves_and_each_approval_counts_once(records):
     ledger = Ledger("x", "m", approval_required=True)
