@@ -78,7 +78,7 @@ class Story:
     # --- Chapters ---
 
     def _first_champion(self) -> None:
-        self._chapter(f"1. Two years of applications, two candidates, and a second person who approves")
+        self._chapter("1. Two years of applications, two candidates, and a second person who approves")
         self._run("ingest", START, TRAINED, "history")
         self._run("train", TRAINED, TRAINED, f"training as of {TRAINED}", by=DATA_SCIENTIST)
         show_verdict(self.spec, self.place, self.instance)

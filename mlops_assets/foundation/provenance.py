@@ -15,10 +15,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_version(package: str, *modules: str) -> str:
-    """Return a hash of the modules of a system that an asset's result depends on."""
+    """Return a hash of the modules of a system that an asset's result depends on, with their private parts.
+
+    The private parts of a module ``x`` are called ``_x_….py``.
+    """
     folder = _PACKAGE / package
-    text = b"".join((folder / f"{module}.py").read_bytes() for module in modules)
-    return hashlib.sha256(text).hexdigest()[:12]
+    paths = [path for module in modules for path in (folder / f"{module}.py", *sorted(folder.glob(f"_{module}_*.py")))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
 @cache
