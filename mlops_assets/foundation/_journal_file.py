@@ -70,13 +70,14 @@ class JournalFile:
     Parameters
     ----------
     path
-        The file; it is made if it is not there, unless `read_only`.
+        The file, as an absolute path; it is made if it is not there, unless `read_only`.
     wait_seconds
         How long to wait for another writer's transaction.
     """
 
     def __init__(self, path: Path, *, read_only: bool, wait_seconds: float) -> None:
         self.path, self.read_only, self._wait = path, read_only, wait_seconds
+        self._frozen = False  # a reader may not write beside the file, and nobody else does
         self._pool = _Pool()
         weakref.finalize(self, self._pool.close)
         with self._told():
@@ -98,13 +99,36 @@ class JournalFile:
             except BaseException:
                 connection.close()
                 raise
-            self._pool.give(connection)
+            if self._frozen:
+                connection.close()
+            else:
+                self._pool.give(connection)
 
     def _borrow(self) -> sqlite3.Connection:
         idle = self._pool.take()
         if idle is not None:
             return idle
-        connection = _connect(self.path, read_only=self.read_only, wait_seconds=self._wait)
+        try:
+            return self._opened("ro" if self.read_only else "rw")
+        except sqlite3.OperationalError as error:
+            if _code_of(error) not in _CLOSED or not self.read_only or self._log_of_writers():
+                raise
+            # Even a reader keeps its locks beside the file. Where it may not, and no writer is at work, the file alone
+            # is all there is; it is opened anew for every use, so that a writer who comes later is noticed.
+            self._frozen = True
+            return self._opened("ro&immutable=1")
+
+    def _log_of_writers(self) -> bool:
+        """Tell whether there are transactions that are not in the file itself yet."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        return log.exists() and log.stat().st_size > 0
+
+    def _opened(self, mode: str) -> sqlite3.Connection:
+        address = f"{self.path.as_uri()}?mode={mode}"
+        # A connection changes threads, but is lent to one at a time.
+        connection = sqlite3.connect(
+            address, uri=True, timeout=self._wait, isolation_level=None, check_same_thread=False
+        )
         try:
             self._refuse_others(connection)
         except BaseException:
@@ -159,19 +183,14 @@ class JournalFile:
             elif code in _CLOSED:
                 what = f"cannot open the journal: {error}"
                 remedy = (
-                    "make the file and its folder readable and, to append, writable; a reader needs the folder too."
+                    "make the file and its folder readable and writable, or read a copy of all files whose names "
+                    "begin with its name, in a folder of your own."
                 )
             elif is_damage(error):
                 what, remedy = f"the file is damaged, or no journal: {error}", _RESTORE
             else:
                 raise
             raise UserError(what, where=str(self.path), remedy=remedy) from error
-
-
-def _connect(path: Path, *, read_only: bool, wait_seconds: float) -> sqlite3.Connection:
-    address = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
-    # A connection changes threads, but is lent to one at a time.
-    return sqlite3.connect(address, uri=True, timeout=wait_seconds, isolation_level=None, check_same_thread=False)
 
 
 def is_damage(error: Exception) -> bool:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sqlite3
-import stat
 import subprocess
 import sys
 import tempfile
@@ -439,21 +438,75 @@ def run(program: str, *arguments: object, **how: Any) -> "subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **how)
 
 
-@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can take another user's place")
-def test_a_user_who_may_not_write_gets_to_know_it() -> None:
+_AS_NOBODY = """
+import os, sys
+from mlops_assets.foundation.errors import UserError
+path, read_only = sys.argv[1], sys.argv[2] == "read"
+os.setuid(65534)
+try:
+    journal = Journal(path, read_only=read_only)
+    print([entry.body for entry in journal.read()], journal.verify(), flush=True)
+    print(sys.stdin.readline().strip() or "alone", flush=True)
+    if not read_only: journal.append("note", 2)
+    print([entry.body for entry in journal.read()])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def closed_folder() -> Iterator[Path]:
+    """A folder that everybody may read, and only its owner may write to."""
+    if os.name != "posix" or os.getuid() != 0:
+        pytest.skip("only root can take another user's place")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        path = Path(folder) / "j.db"
-        with Journal(path) as journal:
-            journal.append("note", 1)
-        path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-        program = (
-            "import os, sys\nos.setuid(65534)\n"
-            "try:\n    Journal(sys.argv[1]).append('note', 2)\nexcept Exception as error:\n    print(repr(error))"
-        )
-        done = run(program, path)
-        assert "UserError" in done.stdout, done.stderr
-        assert "make the file and its folder readable and, to append, writable" in done.stdout
+        yield Path(folder)
+
+
+def nobody(path: Path, how: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", f"from mlops_assets.foundation.journal import *\n{_AS_NOBODY}", str(path), how]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_who_may_not_write_reads_and_verifies_what_others_append(closed_folder: Path) -> None:
+    path = closed_folder / "j.db"
+    with Journal(path) as journal:
+        journal.append("note", 1)
+    with nobody(path, "read") as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "[1] []\n"
+        journal.append("note", 2)  # and keeps it open: the entry is not in the file itself yet
+        reader.stdin.write("go on\n")
+        reader.stdin.flush()
+        assert reader.stdout.read().splitlines() == ["go on", "[1, 2]"]
+    journal.close()
+    with nobody(path, "read") as reader:
+        assert reader.communicate("\n")[0].splitlines()[0] == "[1, 2] []"
+
+
+def test_who_may_not_write_is_not_shown_less_than_was_appended(closed_folder: Path, tmp_path: Path) -> None:
+    """What a writer who died has left beside the file cannot be read without writing; without it, entries lack."""
+    with Journal(tmp_path / "j.db") as journal:
+        journal.append("note", 1)
+        for name in ("j.db", "j.db-wal"):
+            shutil.copy(tmp_path / name, closed_folder / name)
+    with nobody(closed_folder / "j.db", "read") as reader:
+        told = reader.communicate("\n")[0]
+    assert "cannot open the journal" in told
+    assert "read a copy of all files whose names begin with its name" in told
+
+
+def test_who_may_not_write_gets_to_know_it(closed_folder: Path) -> None:
+    with Journal(closed_folder / "j.db") as journal:
+        journal.append("note", 1)
+    with nobody(closed_folder / "j.db", "write") as writer:
+        told = writer.communicate("\n")[0]
+    assert "cannot open the journal" in told
+    assert "Remedy: make the file and its folder readable and writable" in told
+    with Journal(closed_folder / "j.db", read_only=True) as reader:
+        assert reader.head().number == 1
 
 
 # --- others at the same time
@@ -545,18 +598,18 @@ import os, signal, sys
 from itertools import count
 from pathlib import Path
 from mlops_assets.foundation import _journal_file
-plain = _journal_file._connect
 
 def dies_at(path, at):
     left = [at]
     def note(sql):
         left[0] -= 1
         if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)
-    def connect(*arguments, **how):
-        connection = plain(*arguments, **how)
+    plain = _journal_file.JournalFile._opened
+    def opened(self, mode):
+        connection = plain(self, mode)
         connection.set_trace_callback(note)
         return connection
-    _journal_file._connect = connect
+    _journal_file.JournalFile._opened = opened
     Journal(path).append_many(Draft("during", n, key=str(n), index={"a": "x", "n": str(n)}) for n in range(3))
 
 for at in count(1):
