@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from mlops_assets.credit_risk import slices
-from mlops_assets.credit_risk.batch_rules import KNOWN
+from mlops_assets.credit_risk.batch_rules import KNOWN, exceeds
 from mlops_assets.credit_risk.outcomes_feed import CONTRADICTION, TOO_EARLY, ensure_outcome_tables
 from mlops_assets.credit_risk.schema import FeatureSchema
 from mlops_assets.credit_risk.spec import Spec
@@ -24,6 +24,9 @@ from mlops_assets.credit_risk.windows import end_of, key_of, period_of, utc_naiv
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import canonical_json, sha256_hex
 from mlops_assets.foundation.resources import Tables
+
+
+_INSTANT = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,19 @@ class LabelCounts:
     bad: int
 
     @property
+    def conflicts(self) -> int:
+        """Loans whose outcomes contradict each other or their application."""
+        return self.contradictory + self.too_early
+
+    @property
+    def outcomes(self) -> int:
+        """Loans of which anything is known."""
+        return self.conflicts + self.good + self.bad + self.indeterminate + self.early_outcomes
+
+    @property
     def conflict_share(self) -> float:
-        """Share of the outcomes that contradict themselves or their application."""
-        wrong = self.contradictory + self.too_early
-        every = wrong + self.good + self.bad + self.indeterminate + self.early_outcomes
-        return wrong / every if every else 0.0
+        """Share of the conflicts among the loans of which anything is known."""
+        return self.conflicts / self.outcomes if self.outcomes else 0.0
 
     @property
     def accepted_share(self) -> float:
@@ -102,8 +113,8 @@ def matured_labels(tables: Tables, spec: Spec, as_of: datetime | str, *, feature
         Whether the rows carry their features.
     """
     ensure_outcome_tables(tables, spec)
-    moment = end_of(spec, as_of)
-    _judge(tables, spec, moment)
+    # What happens at the first moment after a period is the next one's.
+    _judge(tables, spec, end_of(spec, as_of) - (_INSTANT if isinstance(as_of, str) else timedelta()))
     names = "".join(f', a."{name}"' for name in spec.features) if features else ""
     frame = tables.query(
         "select a.batch_id, a.period, a.application_id, a.applicant_id, a.applied_at, j.outcome, j.outcome_at, "
@@ -163,9 +174,8 @@ def _class(spec: Spec) -> str:
 
 
 def _last_day(spec: Spec, moment: datetime) -> Any:
-    """Return the first day of the period that a moment ends, or lies in."""
-    just_before = pd.Series([pd.Timestamp(moment) - timedelta(microseconds=1)]).dt.tz_convert("UTC")
-    return period_of(spec, just_before).iloc[0]
+    """Return the first day of the period that a moment lies in."""
+    return period_of(spec, pd.Series([pd.Timestamp(moment)]).dt.tz_convert("UTC")).iloc[0]
 
 
 def _counts(tables: Tables, spec: Spec) -> LabelCounts:
@@ -235,10 +245,10 @@ def _last_outcome(tables: Tables, spec: Spec, moment: datetime) -> str | None:
 
 def _refuse_conflicts(spec: Spec, counts: LabelCounts, where: str) -> None:
     bound = spec.training.conflict_share
-    if counts.conflict_share > bound:
+    if exceeds(counts.conflicts, counts.outcomes, bound):
         raise UserError(
             f"{100 * counts.conflict_share:.3g} % of the outcomes contradict each other ({counts.contradictory} loans) "
-            f"or are from before their application ({counts.too_early}); at most {100 * bound:g} % may",
+            f"or are from before their application ({counts.too_early}): more than chance makes of {100 * bound:g} %",
             where=where,
             remedy=f"look at {spec.name}.quarantined_outcomes, have the feed corrected and materialize "
             f"{spec.name}/outcomes again; or raise training.conflict_share.",
@@ -311,7 +321,7 @@ def reference_rows(tables: Tables, spec: Spec, as_of: datetime | str) -> pd.Data
         batch_id, period, application_id, applied_at and the features, in order of time and id.
     """
     ensure_outcome_tables(tables, spec)
-    last = key_of(_last_day(spec, end_of(spec, as_of)))
+    last = as_of if isinstance(as_of, str) else key_of(_last_day(spec, end_of(spec, as_of)))
     first = spec.periods.shift(last, 1 - spec.monitoring.reference_periods)
     names = ", ".join(f'"{name}"' for name in spec.features)
     frame = tables.query(
