@@ -256,9 +256,9 @@ class ChainAudit:
             self._judge_link(seen, before)
         if not seen.sound and seen.own:
             self._judge_content(seen, before, following)
-        witnesses = self._witnessed.get(seen.number)
-        if witnesses and seen.row.sha256.hex() not in witnesses:
-            self.add(seen.number, f"is not the one that was witnessed, with SHA-256 {min(witnesses)}")
+        # Two witnesses that differ tell of a journal that was hashed anew between them.
+        for other in sorted(self._witnessed.get(seen.number, set()) - {seen.row.sha256.hex()}):
+            self.add(seen.number, f"is not the one that was witnessed, with SHA-256 {other}")
 
     @staticmethod
     def _follows(seen: _Seen, before: _Seen | None) -> bool:

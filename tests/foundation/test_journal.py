@@ -925,6 +925,9 @@ def test_a_witness_in_capitals_and_one_of_the_empty_journal_are_witnesses(sample
         head = journal.head()
         assert journal.verify([Head(head.number, head.sha256.upper()), Head(0, GENESIS)]) == []
         assert [problem.number for problem in journal.verify([(12, "ab" * 32), (3, "cd" * 32)])] == [3, 12]
+        # Witnessed before and after somebody hashed it anew: one of the two is right, and that is not enough.
+        (problem,) = journal.verify([head, (12, "ab" * 32)])
+        assert str(problem) == f"entry 12 is not the one that was witnessed, with SHA-256 {'ab' * 32}"
 
 
 @pytest.mark.parametrize(
