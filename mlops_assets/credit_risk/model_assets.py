@@ -93,7 +93,7 @@ def _training(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     @dg.asset(
         key=names.key("gbm"),
         kinds={"python", "mlflow"},
-        code_version=_code("gbm", "encoding", "calibration", "logistic", "outliers", "training"),
+        code_version=_code("gbm", "directions", "encoding", "calibration", "logistic", "outliers", "training"),
         **common,
     )
     def gbm(
