@@ -25,7 +25,6 @@ from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import canonical_json, sha256_hex
 from mlops_assets.foundation.resources import Tables
 
-
 _INSTANT = timedelta(microseconds=1)
 
 
