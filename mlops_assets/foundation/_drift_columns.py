@@ -26,11 +26,15 @@ _RARE_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Sample:
-    """One side of a column: its values (numbers, or labels as text) without the missing ones."""
+    """One side of a column: its values (numbers, or labels as text) without the missing ones.
+
+    ``empty`` tells that the only problem is that no cell holds a value.
+    """
 
     values: NDArray[Any]
     rows: int
     problem: str | None = None
+    empty: bool = False
 
     @property
     def missing(self) -> int:
@@ -126,7 +130,7 @@ def read_sample(frame: pd.DataFrame, column: str, kind: ColumnKind) -> Sample:
     series = frame.iloc[:, found[0]]
     sample = _numbers(series) if kind == "num" else _labels(series)
     if sample.problem is None and not len(sample.values):
-        return Sample(sample.values, sample.rows, f"all {sample.rows:,} cells are missing")
+        return Sample(sample.values, sample.rows, f"all {sample.rows:,} cells are missing", empty=True)
     return sample
 
 

@@ -203,12 +203,7 @@ class Bins:
 def _values(frame: pd.DataFrame, column: str, kind: Kind) -> NDArray[Any] | str:
     """Return the values that are there, of numbers the finite ones, or why the column cannot be read."""
     sample = read_sample(frame, column, "num" if kind == "numeric" else "cat")
-    if sample.problem is None:
-        return sample.values
-    places = [at for at, name in enumerate(frame.columns) if str(name) == column]
-    if len(frame) and len(places) == 1 and frame.iloc[:, places[0]].isna().all():
-        return np.empty(0, dtype=np.float64 if kind == "numeric" else object)
-    return sample.problem
+    return sample.values if sample.problem is None or sample.empty else sample.problem
 
 
 def _bins(frame: pd.DataFrame, column: ColumnLike) -> Bins:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -301,6 +301,7 @@ def test_another_reference_than_the_recorded_one_is_refused(tmp_path: Path) -> N
     st.lists(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)), max_size=30),
 )
 @settings(max_examples=150, deadline=None)
+@example([float("inf")], [1.0])
 def test_every_row_falls_into_exactly_one_bin(before: list[float | None], now: list[float | None]) -> None:
     reference = Reference.of(pd.DataFrame({"x": pd.Series(before, dtype=float)}), [Column("x", special={-9.0: "none"})])
     (bins,) = Reference.from_json(reference.to_json()).columns
