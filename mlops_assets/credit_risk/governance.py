@@ -90,7 +90,7 @@ def _operations_jobs(spec: Spec) -> list[dg.JobDefinition]:
         context.log.info("%s", settled)
 
     def of_person(name: str, act: Callable[..., Any], told: str) -> dg.OpDefinition:
-        @dg.op(name=f"{spec.name}_{name}_training")
+        @dg.op(name=f"{spec.name}_note_{name}")
         def asked(context: dg.OpExecutionContext, config: Person, journals: Journals) -> None:
             with mistakes_are_final():
                 act(journals.open(spec.name, "operations"), by=config.by, reason=config.reason)

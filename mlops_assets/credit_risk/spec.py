@@ -247,7 +247,6 @@ class Gates(Block):
     brier_rise: float = Field(0.02, ge=0, description="Relative rise of the Brier score against the champion.")
     calibration_error: float = Field(0.02, gt=0, description="Largest expected calibration error, beyond its noise.")
     grade_level: float = Field(0.01, gt=0, lt=0.5, description="Level of the Jeffreys test of all grades together.")
-    interval_coverage: float = Field(0.8, gt=0, le=1, description="Least share of grades whose interval holds the PD.")
     segment_loss: float = Field(0.02, ge=0, description="AUC that a segment may lose against the champion.")
     approval_ratio: float = Field(0.8, gt=0, le=1, description="Least approval ratio of a protected group.")
     approval_drop: float = Field(0.02, ge=0, description="Fall of the approval ratio against the champion.")
