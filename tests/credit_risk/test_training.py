@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ import pandas as pd
 import pytest
 
 from mlops_assets.credit_risk import gbm, models, training
+from mlops_assets.credit_risk.contracts import applications_contract
 from mlops_assets.credit_risk.outliers import OutlierModel
 from mlops_assets.credit_risk.reasons import ReasonTable
+from mlops_assets.credit_risk.spec import load_spec
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.registry import ModelVersion, Registry
 from mlops_assets.foundation.snapshots import Snapshot, SnapshotStore
+from mlops_assets.foundation.sources import read
 from tests.credit_risk.small_loans import SCHEMA, small_loans, small_spec
 
 SPEC = small_spec()
 TAGS = {"trained_by": "anna", "run_id": "run-1"}
 KINDS = {"scorecard": training.train_scorecard, "gbm": training.train_gbm}
 REPO = Path(__file__).parents[2]
+DATA = Path(os.environ.get("MLOPS_ASSETS_TEST_DATA", REPO / "../shared/data"))
+GERMAN = DATA / "german_credit" / "german.data"
 
 
 def cut(loans: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -241,3 +247,33 @@ def test_a_missing_feature_is_named() -> None:
     tables = cut(small_loans())
     with pytest.raises(UserError, match="'debts' are missing"):
         training.fit_gbm(SPEC, tables["train"].drop(columns="debts"), tables["calibrate"])
+
+
+# ---- the examples
+
+
+@pytest.mark.parametrize("name", ["german_credit", "lending_club"])
+def test_the_examples_are_specs_that_models_can_be_learned_from(name: str) -> None:
+    spec = load_spec(REPO / "examples" / f"{name}.yaml")
+    assert spec.name == name
+    assert {feature.theme for feature in spec.declared} == set(spec.themes)
+    assert any(feature.risk != "free" for feature in spec.numeric)
+
+
+@pytest.mark.skipif(not GERMAN.is_file(), reason="the German credit data are not here (MLOPS_ASSETS_TEST_DATA)")
+def test_german_credit_is_learned_without_protected_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    monkeypatch.setenv("GERMAN_CREDIT", str(GERMAN.parent))
+    spec = load_spec(REPO / "examples" / "german_credit.yaml")
+    assert set(spec.protected_names) == {"age", "personal_status", "foreign_worker"}
+    ((raw, _, where),) = read(spec.data.applications, [*spec.features, "outcome"], base=spec.base)
+    raw["application_id"] = [str(row) for row in range(len(raw))]
+    split = applications_contract(spec, datetime(2030, 1, 1, tzinfo=UTC)).split(raw, where=where)
+    loans = split.accepted.assign(bad=(raw["outcome"] == "2").astype(int))
+    assert (len(loans), len(split.quarantined), loans["bad"].sum()) == (1_000, 0, 300)
+    for fit in (training.fit_scorecard, training.fit_gbm):
+        model = fit(spec, loans.iloc[:500], loans.iloc[500:700])
+        test = loans.iloc[700:]
+        # The published range for this data set is 0.77 to 0.80; one split of 300 loans is good to about 0.03.
+        assert 0.72 < roc_auc_score(test["bad"], model.predict(model.schema.matrix(test))) < 0.86
