@@ -84,6 +84,7 @@ def deliveries(spec: Spec, periods: Sequence[str], warehouse: Warehouse, contrac
         The source cannot be read, or lacks a required column.
     """
     own = canonical_columns(spec)
+    named: dict[str, str] = {}
     inline = list(spec.protected_names) if protected_inline(spec) else []
     for frame, first_row, source, owner in _chunks(spec, periods, warehouse, [*own, *inline]):
         required = own if spec.data.numbered else ["application_id", *own]
@@ -93,6 +94,7 @@ def deliveries(spec: Spec, periods: Sequence[str], warehouse: Warehouse, contrac
         rows = frame.index.to_numpy(dtype=np.int64) + first_row
         frame = frame.reset_index(drop=True)  # noqa: PLW2901
         if spec.data.numbered:
+            named = _one_source_a_name(named, source)
             frame.insert(0, "application_id", numbered_ids(spec, source, rows))
         protected = None
         if inline:
@@ -193,6 +195,19 @@ def _used(source: Source, names: Iterable[str]) -> set[str]:
     if isinstance(source, SampleSource):
         return set(names)
     return {source.columns.get(name, name) for name in names} | set(source.where)
+
+
+def _one_source_a_name(named: Mapping[str, str], source: str) -> dict[str, str]:
+    """Return which file has which name, or raise a `UserError` where two have the same: so would their rows."""
+    name = PurePosixPath(source).name
+    other = named.get(name, source)
+    if other != source:
+        raise UserError(
+            f"is called {name} like {other}, so their rows would get the same ids",
+            where=source,
+            remedy="give the files different names, or a column application_id and leave data.numbered out.",
+        )
+    return {**named, name: source}
 
 
 def numbered_ids(spec: Spec, source: str, rows: NDArray[np.int64]) -> list[str]:

@@ -33,6 +33,7 @@ _WORST_TOLERANCE = 0.25  # of a decimal logarithm: a wider one would call a four
 _STANDARD_ERRORS = 3.0
 _COMPARABLE = 8
 _LEAST_COMPARABLE = 3
+_GROWTH = 3  # times the largest comparable batch
 _SYSTEMATIC_FLOOR = 0.005
 _LEAST_KNOWN = 200
 _MOSTLY = 0.8
@@ -156,7 +157,7 @@ def _usual(spec: Spec, batch: BatchFacts, reference: Sequence[BatchFacts]) -> tu
 
 def _empty(spec: Spec, batch: BatchFacts, reference: Sequence[BatchFacts]) -> Iterator[Finding]:
     counts, what = _usual(spec, batch, reference)
-    if counts and (min(counts) == 0 or math.exp(-median(counts)) > CHANCE):
+    if counts and math.exp(-median(counts)) > CHANCE:
         return
     usual = f"{median(counts):.0f} are usual for {what}" if counts else "no earlier period tells what is usual"
     yield Finding(
@@ -171,6 +172,8 @@ def _rows(spec: Spec, batch: BatchFacts, reference: Sequence[BatchFacts]) -> Ite
         return
     usual, small = median(counts), spec.checks.minimum_batch
     low, high = spec.checks.minimum_rows * usual, spec.checks.maximum_rows * max(usual, small)
+    # Business that grows fast leaves its median behind, but not its last batches.
+    high = max(high, _GROWTH * max(counts))
     # Of few rows, a fifth is a matter of luck.
     if usual >= small and batch.rows < low:
         yield Finding(

@@ -221,6 +221,18 @@ def test_growth_over_the_reference_is_no_incident() -> None:
     assert found(facts(MONDAY, 650), growing) == {}
 
 
+def test_a_business_that_grows_fast_is_not_stopped_but_its_whole_history_in_one_file_is() -> None:
+    counts = [1, 30, 33, 18, 47, 37, 85]  # the first months of a real lender; 171 came next
+    growing = [facts(MONDAY - timedelta(days=7 - at), rows, seed=at) for at, rows in enumerate(counts)]
+    assert found(facts(MONDAY, 171), growing) == {}
+    assert found(facts(MONDAY, 300), growing)["row_count"].bound == "at most 255"
+
+
+def test_one_empty_period_makes_no_habit() -> None:
+    holiday = [*days(28)[:-7], facts(MONDAY - timedelta(days=7), 0), *days(28)[-6:]]
+    assert "no_applications" in found(facts(MONDAY, 0), holiday)
+
+
 def test_no_applications_are_told_where_some_are_usual() -> None:
     finding = found(facts(MONDAY, 0))["no_applications"]
     assert (finding.severity, finding.value) == ("warn", "0")

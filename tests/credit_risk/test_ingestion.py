@@ -461,6 +461,14 @@ def test_rows_without_ids_are_named_by_file_and_row(feed: Path, warehouse: Wareh
         take("2024-03-02", by=spec)
 
 
+def test_files_of_one_name_cannot_name_their_rows(feed: Path, warehouse: Warehouse, take: Take) -> None:
+    for part in ("north", "south"):
+        write(feed / part, "requests", applications("2024-03-01", 2))
+    over: Any = {"applications": {"path": str(feed / "*" / "requests.csv")}, "timed": False, "numbered": True}
+    with pytest.raises(UserError, match=r"south/requests\.csv: is called requests\.csv like .*north/requests\.csv"):
+        take("2024-03-01", by=feed_spec(feed, data=over))
+
+
 def test_rows_of_a_table_cannot_be_named_by_their_place(feed: Path, warehouse: Warehouse, take: Take) -> None:
     with warehouse.session() as tables:
         tables.execute("create schema raw")
