@@ -116,11 +116,12 @@ def data(facts: Facts) -> Section:
     ]
     missing = [f"the number of loans {use}" for name, use in _SLICES.items() if not rows.get(name)]
     missing += [] if split.get("as_of") else ["as of when the training set was cut"]
-    missing += ["from when on loans are judged on"] if timed and not begins["test"] else []
+    missing += [f"from when on loans are {name}" for name, at in _SPAN.items() if timed and not begins[at]]
     missing += [f"how many applications are {what}" for key, what in _COUNTED.items() if split.get(key) is None]
     return Section("Data", blocks, missing)
 
 
+_SPAN: Mapping[str, str] = {"learned from": "train", "judged on": "test"}
 _COUNTED: Mapping[str, str] = {
     "not_matured": "not matured",
     "indeterminate": "neither good nor bad",

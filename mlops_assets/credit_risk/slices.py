@@ -30,7 +30,7 @@ class Cut:
     copies
         Rows that equal one of a later slice in every feature.
     from_
-        First application of each slice after the first, where they are cut by time.
+        First application of each slice, where they are cut by time.
     """
 
     slices: Mapping[str, pd.DataFrame]
@@ -75,7 +75,8 @@ def by_time(frame: pd.DataFrame, schema: FeatureSchema, settings: Training, *, w
     copies = ~same_person & telling & (place < latest)
     place = np.where(same_person | copies, -1, place)
     slices = {name: _sorted(frame[place == number]) for number, name in enumerate(SLICES)}
-    from_ = {"calibrate": pd.Timestamp(calibrate).isoformat(), "test": pd.Timestamp(test).isoformat()}
+    first = {"train": slices["train"]["applied_at"].min(), "calibrate": calibrate, "test": test}
+    from_ = {name: pd.Timestamp(moment).isoformat() for name, moment in first.items() if not pd.isna(moment)}
     return Cut(slices, int(same_person.sum()), int(copies.sum()), from_)
 
 
