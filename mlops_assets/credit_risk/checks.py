@@ -183,7 +183,7 @@ def outcomes_results(spec: Spec, names: Names, report: OutcomesReport) -> Iterat
         "not_assessed"
         if not report.rows
         else "passed"
-        if report.conflict_share <= spec.training.conflict_share
+        if not report.contradicts(spec.training.conflict_share)
         else "failed"
     )
     told = (

@@ -124,7 +124,11 @@ def decide_period(
             sources=[
                 {"file": file, "row": int(row)} for file, row in zip(part["source"], part["row"].tolist(), strict=True)
             ],
-            refused={at: refused[row] for at, row in enumerate(part["row"].tolist()) if row in refused},
+            refused={
+                at: refused[place]
+                for at, place in enumerate(zip(part["source"], part["row"].tolist(), strict=True))
+                if place in refused
+            },
         )
         decided = decider.decide(request)
         records = list(decider.records(decided))
@@ -151,14 +155,15 @@ def _rows_of(tables: Tables, spec: Spec, batch: Mapping[str, Any]) -> pd.DataFra
     )
 
 
-def _refused_across(tables: Tables, spec: Spec, batch: Mapping[str, Any]) -> dict[int, list[str]]:
+def _refused_across(tables: Tables, spec: Spec, batch: Mapping[str, Any]) -> dict[tuple[str, int], list[str]]:
+    """Return the rules across rows that rows of the batch broke, by source and row: a week has several files."""
     rules = ", ".join(f"'{rule}'" for rule in ACROSS_ROWS)
     found = tables.query(
-        f"select row, rule from {spec.name}.quarantined_applications where batch_id = ? and rule in ({rules}) "
-        "order by row, rule",
+        f"select source, row, rule from {spec.name}.quarantined_applications where batch_id = ? and rule in ({rules}) "
+        "order by source, row, rule",
         [batch["batch_id"]],
     )
-    refused: dict[int, list[str]] = {}
-    for row, rule in found.itertuples(index=False):
-        refused.setdefault(int(row), []).append(str(rule))
+    refused: dict[tuple[str, int], list[str]] = {}
+    for source, row, rule in found.itertuples(index=False):
+        refused.setdefault((str(source), int(row)), []).append(str(rule))
     return refused
