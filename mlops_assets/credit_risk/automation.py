@@ -91,8 +91,8 @@ def retraining_sensor(spec: Spec, train: Job) -> dg.SensorDefinition:
         answer = decide(facts, spec.retraining, spec.monitoring)
         if not isinstance(answer, Ask):
             if answer.alert:
-                context.log.warning("%s: %s", answer.rule, answer.text)
-            return dg.SensorResult(skip_reason=f"{answer.rule}: {answer.text}")
+                context.log.warning("%s", answer.text)
+            return dg.SensorResult(skip_reason=answer.text)
         request = dg.RunRequest(
             run_key=answer.run_key,
             partition_key=period,

@@ -166,7 +166,7 @@ def drift_metadata(spec: Spec, found: Drift, period: str, root: AnyPath) -> dict
 
 def mix_metadata(found: Sequence[Mix]) -> dict[str, Any]:
     """Show how scores, decisions and first reasons are spread."""
-    numbers = {f"{mix.subject.replace(' ', '_')}_psi": mix.index.psi for mix in found}
+    numbers = {f"{mix.subject.replace(' ', '_')}_psi": mix.index.value for mix in found}
     return {**{mix.subject: md.table(mix.table()) for mix in found}, **md.numbers(numbers)}
 
 
