@@ -12,6 +12,7 @@ one half, so that a bin without bad loans stays finite. Whatever training knows 
 * `other`, which unknown categories fall into too, is never better than the average applicant.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -22,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mlops_assets.credit_risk.encoding import MISSING, UNKNOWN, equals_any, places_of
+from mlops_assets.credit_risk.logistic import DIGITS
 from mlops_assets.credit_risk.schema import Feature
 from mlops_assets.credit_risk.spec import Scorecard as Settings
 
@@ -183,18 +185,18 @@ class _Evidence:
         """Return a bin that has enough loans to speak for itself."""
         return Bin(kind, group.label, group.goods, group.bads, self._own(group))
 
-    def cautious(self, kind: BinKind, group: _Group, *, at_most: float = np.inf) -> Bin:
+    def cautious(self, kind: BinKind, group: _Group, *, at_most: float = math.inf) -> Bin:
         """Return a bin of which training may know little or nothing."""
         woe = self.worst
         if group.rows:
             own = self._own(group)
-            error = float(np.sqrt(1.0 / (group.goods + _SMOOTHING) + 1.0 / (group.bads + _SMOOTHING)))
-            woe = own if own <= self.worst else max(self.worst, own - _Z * error)
-        return Bin(kind, group.label, group.goods, group.bads, float(min(woe, max(at_most, self.worst))))
+            error = math.sqrt(1.0 / (group.goods + _SMOOTHING) + 1.0 / (group.bads + _SMOOTHING))
+            woe = own if own <= self.worst else max(self.worst, round(own - _Z * error, DIGITS))
+        return Bin(kind, group.label, group.goods, group.bads, min(woe, max(at_most, self.worst)))
 
     def _own(self, group: _Group) -> float:
         goods = (group.goods + _SMOOTHING) / self.goods
-        return float(np.log(goods / ((group.bads + _SMOOTHING) / self.bads)))
+        return round(math.log(goods / ((group.bads + _SMOOTHING) / self.bads)), DIGITS)
 
 
 def _numeric_bins(feature: Feature, values: Floats, bad: NDArray[np.int64], least: int, most: int) -> FeatureBins:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlops_assets.credit_risk.logistic import fit_logistic, logistic
+from mlops_assets.credit_risk.logistic import DIGITS, fit_logistic, logistic
 from mlops_assets.foundation.errors import UserError
 
 Floats = NDArray[np.float64]
@@ -61,10 +61,10 @@ def fit_sigmoid(margin: Floats, bad: NDArray[np.int64]) -> Calibration:
         raise UserError("the model scores all alike", where=where, remedy="look at the features and their quality.")
     target = np.where(bad == 1, (bads + 1.0) / (bads + 2.0), 1.0 / (goods + 2.0))
     slope, intercept = fit_logistic(margin[:, None], target, np.zeros(1))
-    if slope <= 0.0:
+    if round(float(slope), DIGITS) <= 0.0:
         raise UserError(
             f"loans that the model calls riskier are not worse there (slope {slope:.3f})",
             where=where,
             remedy="the slice differs from what was learned: look for a mistake in it, or for a change in between.",
         )
-    return Calibration(float(slope), float(intercept))
+    return Calibration(round(float(slope), DIGITS), round(float(intercept), DIGITS))

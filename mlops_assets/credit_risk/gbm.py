@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mlops_assets.credit_risk.calibration import Calibration, fit_sigmoid
 from mlops_assets.credit_risk.directions import breaches
 from mlops_assets.credit_risk.encoding import Column, Encoder, evenly, fit_encoder
+from mlops_assets.credit_risk.logistic import DIGITS
 from mlops_assets.credit_risk.models import MODEL_FILE, Scores
 from mlops_assets.credit_risk.schema import FeatureSchema
 from mlops_assets.credit_risk.spec import Gbm as Settings
@@ -226,8 +227,8 @@ def fit(
     encoder = encoder.with_worst(matrix, lambda rows: _margin(booster, rows))
     owner = np.array([schema.names.index(column.feature) for column in encoder.columns])
     some = evenly(encoder.transform(frame)[0], _SAMPLE)
-    moved = np.abs(_contributions(booster, some, owner, len(schema.features))).mean(axis=0)
-    base = float(np.asarray(booster.predict(matrix[:1], pred_contrib=True))[0, -1])
+    moved = np.round(np.abs(_contributions(booster, some, owner, len(schema.features))).mean(axis=0), DIGITS)
+    base = round(float(np.asarray(booster.predict(matrix[:1], pred_contrib=True))[0, -1]), DIGITS)
     calibration = fit_sigmoid(_margin(booster, encoder.transform(calibrate[0])[0]), calibrate[1])
     return Gbm(schema, encoder, trees, base, calibration, dict(zip(schema.names, moved.tolist(), strict=True)))
 

@@ -31,6 +31,10 @@ _GRID = 2.0**48
 _LARGEST, _SMALLEST = 36.0, 700.0
 """Beyond these margins the probability stays at its last value below 1 and above 0."""
 
+DIGITS = 9
+"""Decimals of what training computes by logarithms and sums, whose last bits differ between machines: rounded, the same
+rows give the same model on most of them."""
+
 _ROUNDS = 100
 _STEP = 1e-10
 

@@ -13,6 +13,7 @@ as the logarithm of its share in training, an unknown one as seen once.
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mlops_assets.credit_risk.encoding import column_of, equals_any, places_of
-from mlops_assets.credit_risk.logistic import exp_minus
+from mlops_assets.credit_risk.logistic import DIGITS, exp_minus
 from mlops_assets.credit_risk.schema import Feature, FeatureSchema
 from mlops_assets.credit_risk.spec import Outliers as Settings
 from mlops_assets.foundation.errors import UserError
@@ -40,7 +41,7 @@ OUTLIERS_FILE = "outliers.npz"
 _FORMAT = 1
 _SAMPLE = 256
 _DEPTH_UNIT, _BIT_UNIT = 2.0**32, 2.0**16
-_LN2 = float(np.log(2.0))
+_LN2 = math.log(2.0)
 _ROWS_AT_ONCE = 4_096
 _LARGEST = float(np.finfo(np.float32).max)
 _NODES = ("feature", "threshold", "left", "right", "depth", "told")
@@ -255,16 +256,17 @@ def _column(feature: Feature, values: "NDArray[Any]") -> _Column:
     codes, distinct = pd.factorize(np.asarray(values, dtype=object), use_na_sentinel=True)
     known = codes[codes >= 0]
     shares = np.bincount(known, minlength=len(distinct)) / max(len(known), 1)
-    levels = {str(level): float(np.log(share)) for level, share in zip(distinct, shares, strict=True)}
-    unknown = float(np.log(1.0 / (len(known) + 1)))
-    return _Column(feature.name, float(np.median(np.log(shares)[known])) if len(known) else 0.0, (), levels, unknown)
+    levels = {str(level): round(math.log(share), DIGITS) for level, share in zip(distinct, shares, strict=True)}
+    unknown = round(-math.log(len(known) + 1.0), DIGITS)
+    usual = float(np.median(np.array(list(levels.values()))[known])) if len(known) else 0.0
+    return _Column(feature.name, usual, (), levels, unknown)
 
 
 def _path_length(rows: int) -> float:
     """Return the mean path length of an unsuccessful search among so many rows (Liu et al., equation 1)."""
     if rows <= 2:
         return float(max(rows - 1, 0))
-    return 2.0 * (float(np.log(rows - 1.0)) + float(np.euler_gamma)) - 2.0 * (rows - 1.0) / rows
+    return 2.0 * (math.log(rows - 1.0) + float(np.euler_gamma)) - 2.0 * (rows - 1.0) / rows
 
 
 def _arrays(forest: "IsolationForest") -> "tuple[dict[str, NDArray[Any]], NDArray[np.int64]]":

@@ -9,6 +9,7 @@ same answer, for ever. Points follow the industry's scale (N. Siddiqi, "Credit R
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from mlops_assets.credit_risk.binning import FeatureBins, fit_bins
 from mlops_assets.credit_risk.calibration import Calibration, fit_sigmoid
 from mlops_assets.credit_risk.encoding import column_of
-from mlops_assets.credit_risk.logistic import fit_logistic
+from mlops_assets.credit_risk.logistic import DIGITS, fit_logistic
 from mlops_assets.credit_risk.models import MODEL_FILE, Scores
 from mlops_assets.credit_risk.schema import FeatureSchema
 from mlops_assets.credit_risk.spec import Scorecard as Settings
@@ -211,14 +212,14 @@ def fit(
     places = [each.assign(column_of(frame, each.name))[0] for each in bins]
     woe = np.column_stack([each.woe[at] for each, at in zip(bins, places, strict=True)] or [np.zeros((len(bad), 0))])
     kept, coefficients, intercept = _right_signs(woe, bad, settings, [each.name for each in bins], left_out)
-    scale = settings.points_to_double / float(np.log(2.0))
+    scale = settings.points_to_double / math.log(2.0)
     cards = [
         _card(bins[at], places[at], coefficient, scale) for at, coefficient in zip(kept, coefficients, strict=True)
     ]
-    base = round(settings.base_points + scale * (intercept - float(np.log(settings.base_odds))))
+    base = round(settings.base_points + scale * (intercept - math.log(settings.base_odds)))
     lowest, highest = _range(cards, base)
     points = np.arange(lowest, highest + 1)
-    margins = -((points - settings.base_points) / scale + np.log(settings.base_odds))
+    margins = np.round(-((points - settings.base_points) / scale + math.log(settings.base_odds)), DIGITS)
     uncalibrated = Scorecard(
         schema, cards, base, lowest, np.column_stack([margins, margins]), Calibration(1.0, 0.0), left_out
     )
@@ -235,7 +236,7 @@ def _right_signs(
     while kept:
         penalty = np.full(len(kept), 1.0 / settings.regularization)
         fitted = fit_logistic(woe[:, kept], (1 - bad).astype(np.float64), penalty)
-        coefficients = fitted[:-1]
+        coefficients = np.round(fitted[:-1], DIGITS)
         wrong = int(np.argmin(coefficients))
         if coefficients[wrong] > 0.0:
             return kept, coefficients, float(fitted[-1])
@@ -252,4 +253,4 @@ def _card(bins: FeatureBins, places: NDArray[np.intp], coefficient: float, scale
     points = tuple(round(scale * coefficient * woe) for woe in bins.woe.tolist())
     got = np.array(points, dtype=np.int64)[places]
     baseline = round(float(got.mean()))
-    return Card(bins, float(coefficient), points, baseline, float(np.abs(got - baseline).mean()))
+    return Card(bins, float(coefficient), points, baseline, round(float(np.abs(got - baseline).mean()), DIGITS))
