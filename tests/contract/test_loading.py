@@ -13,6 +13,7 @@ from tests.contract.guarded import BIN, ROOT, GuardedWorld, call, guarded_env, g
 HEAVY = (
     "sklearn", "scipy", "implicit", "numba", "whylogs", "evidently", "shap", "lightgbm", "mlflow", "matplotlib",
     "pandera", "snowflake.connector", "boto3", "botocore", "dagster_aws", "dagster_snowflake", "s3fs", "threadpoolctl",
+    "fairlearn", "fastapi", "starlette", "uvicorn", "prometheus_client",
 )  # fmt: skip
 
 _BUILD = """
