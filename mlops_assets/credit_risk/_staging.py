@@ -143,8 +143,7 @@ def _periods(
             usable = usable.where(rule.holds(usable).to_numpy(dtype=bool))
     cut = period_of(spec, usable)
     own["period"] = own["owner"].where(own["owner"].notna(), cut)
-    start, end = (utc(moment) for moment in window_of(spec, periods[0], periods[-1]))
-    elsewhere = own["owner"].isna() & usable.notna() & ((usable < start) | (usable >= end))
+    elsewhere = own["owner"].isna() & cut.notna() & ~cut.isin(pd.to_datetime(list(periods)))
     return moments, ~elsewhere
 
 
@@ -161,7 +160,7 @@ def _misplaced(spec: Spec, own: pd.DataFrame, moments: "pd.Series[Any]", accepte
         start, end = window_of(spec, key, key)
         when = moments[rows.index]
         # What lies after the period is refused by the contract too, once the period's end is its bound.
-        rule = np.where(when >= utc(end), "applied_at_not_after", OTHER_PERIOD)
+        rule = np.where(when > utc(end), "applied_at_not_after", OTHER_PERIOD)
         bound = np.where(when >= utc(end), f"until {utc(end).isoformat()}", f"from {utc(start).isoformat()}")
         shown = [moment.isoformat() for moment in when]
         parts.append(

@@ -89,7 +89,7 @@ def deliveries(spec: Spec, periods: Sequence[str], warehouse: Warehouse, contrac
     for frame, first_row, source, owner in _chunks(spec, periods, warehouse, [*own, *inline]):
         required = own if spec.data.numbered else ["application_id", *own]
         _require(contract, frame, required, source)
-        used = _used(spec.data.applications, [*own, *inline, *_elsewhere(spec)])
+        used = {name.casefold() for name in _used(spec.data.applications, [*own, *inline, *_elsewhere(spec)])}
         there = frame.attrs.get(SOURCE_COLUMNS, ())
         rows = frame.index.to_numpy(dtype=np.int64) + first_row
         frame = frame.reset_index(drop=True)  # noqa: PLW2901
@@ -102,7 +102,9 @@ def deliveries(spec: Spec, periods: Sequence[str], warehouse: Warehouse, contrac
             frame = _unnamed(_without(frame, inline))  # noqa: PLW2901
         kept = [name for name in ("application_id", *own, UNREADABLE) if name in frame.columns]
         frame = bounded(frame.loc[:, list(dict.fromkeys(kept))])  # noqa: PLW2901
-        yield Delivery(frame, source, rows, protected, owner, tuple(name for name in there if name not in used))
+        yield Delivery(
+            frame, source, rows, protected, owner, tuple(name for name in there if name.casefold() not in used)
+        )
 
 
 def protected_inline(spec: Spec) -> bool:
@@ -267,8 +269,12 @@ def bounded(frame: pd.DataFrame) -> pd.DataFrame:
 def payloads(frame: pd.DataFrame) -> list[str]:
     """Return each raw row as canonical JSON; a line that could not be cut is its text alone.
 
-    A time that is not ISO 8601 text is written so, in UTC: a payload tells all by itself, without its source's format.
+    Ids are text, and a time that is not ISO 8601 text is written so, in UTC: a payload tells all by itself, without its
+    source's types and formats.
     """
+    frame = frame.assign(
+        **{name: _id_texts(frame[name]) for name in ("application_id", "applicant_id") if name in frame}
+    )
     if "applied_at" in frame.columns:
         frame = frame.assign(applied_at=_iso_times(frame))
     names = [str(name) for name in frame.columns if name != UNREADABLE]
@@ -281,6 +287,12 @@ def payloads(frame: pd.DataFrame) -> list[str]:
             for line, row in zip(lines, rows, strict=True)
         )
     return [canonical_json(row).decode() for row in rows]
+
+
+def _id_texts(raw: "pd.Series[Any]") -> "pd.Series[Any]":
+    if all(value is None or isinstance(value, str) for value in raw):
+        return raw
+    return coerce(raw, "text")[0]
 
 
 def _iso_times(frame: pd.DataFrame) -> "pd.Series[Any]":

@@ -155,6 +155,7 @@ def ingestion_metadata(spec: Spec, report: IngestReport, opened: int) -> dict[st
             "rows": report.rows, "copies": report.copies, "rows_of_other_periods": report.outside,
             "rows_without_a_usable_time": report.timeless_rows, "incidents_opened": opened,
             "batches": md.table(batches),
+            **({"columns_that_nobody_asked_for": ", ".join(report.unknown_columns)} if report.unknown_columns else {}),
         },
         "accepted_applications": {"dagster/row_count": report.accepted_rows},
         "quarantined_applications": {
@@ -164,6 +165,7 @@ def ingestion_metadata(spec: Spec, report: IngestReport, opened: int) -> dict[st
         "protected_attributes": {
             "attributes": len(spec.protected),
             "unreadable_values": sum(report.protected_unreadable.values()),
+            **({"missing_columns": ", ".join(report.protected_missing)} if report.protected_missing else {}),
         },
     }  # fmt: skip
 

@@ -188,7 +188,7 @@ def _judged(
         digest, source = arrivals.sha256[period], arrivals.source[period]
         batch_id = f"{period}-{digest[:12]}"
         before = known.batch(batch_id)
-        if before is not None and not known.is_stale(batch_id):
+        if before is not None and not known.is_outdated(batch_id):
             each = _again(known, before, period, digest, source)
         else:
             facts = arrivals.facts[period]
@@ -252,7 +252,7 @@ class _Known:
     def batch(self, batch_id: str) -> Mapping[str, Any] | None:
         return self._batches.get(batch_id)
 
-    def is_stale(self, batch_id: str) -> bool:
+    def is_outdated(self, batch_id: str) -> bool:
         """Tell whether a batch was judged by other rules than today's."""
         return bool(self._batches[batch_id]["contract"] != self._contract)
 

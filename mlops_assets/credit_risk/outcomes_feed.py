@@ -167,7 +167,9 @@ def _deliveries(
 ) -> Iterator[_Delivery]:
     source = spec.data.applications if spec.data.outcomes is None else spec.data.outcomes
     if isinstance(source, SampleSource):
-        days = sample_days(spec, source, periods, lambda world, day: world.outcomes(day), "outcomes")
+        # The same world, whatever else is said of it: other loans would have other outcomes.
+        world = spec.data.applications if isinstance(spec.data.applications, SampleSource) else source
+        days = sample_days(spec, world, periods, lambda world, day: world.outcomes(day), "outcomes")
         for frame, first_row, where, owner in days:
             yield _Delivery(frame, where, np.arange(first_row, first_row + len(frame)), owner)
         return

@@ -18,9 +18,12 @@ from mlops_assets.foundation.sources import FilesSource, SampleSource, Source
 from mlops_assets.foundation.specs import Block, Cadence
 
 RESERVED = frozenset(
-    {"application_id", "applicant_id", "applied_at", "outcome", "outcome_at", "period", "row", "batch_id"}
-)
-"""Canonical columns that no feature and no protected attribute can be named like."""
+    {
+        "application_id", "applicant_id", "applied_at", "outcome", "outcome_at", "bad", "period", "source", "row",
+        "batch_id", "payload_sha256", "code_list_version", "nr",
+    }
+)  # fmt: skip
+"""Columns of the system's tables that no feature and no protected attribute can be named like."""
 
 UNTHEMED = "without a theme, a reason that names it cannot be told"
 

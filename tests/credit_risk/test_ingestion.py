@@ -210,17 +210,19 @@ def test_the_same_file_for_another_day_is_refused_as_such_and_as_stale(
 def test_rows_of_another_day_in_a_file_are_in_quarantine_with_their_time(
     spec: Spec, feed: Path, warehouse: Warehouse, take: Take
 ) -> None:
-    frame = with_cells(
-        applications(DAYS[1], 60),
-        {(0, "applied_at"): "2024-03-04T23:59:59Z", (1, "applied_at"): "2024-03-06T00:00:00Z",
-         (2, "applied_at"): "2024-03-05T23:59:59Z", (3, "applied_at"): "2024-03-05T00:00:00Z"},
-    )  # fmt: skip
+    times = ("2024-03-04T23:59:59Z", "2024-03-06T00:00:00Z", "2024-03-05T23:59:59Z", "2024-03-05T00:00:00Z",
+             "2024-03-06T00:00:01Z")  # fmt: skip
+    cells = {(at, "applied_at"): time for at, time in enumerate(times)}
+    frame = with_cells(applications(DAYS[1], 60), cells)
     write(feed, DAYS[1], frame)
     report = take(DAYS[1])
-    assert report.batches[0].accepted == 58
+    assert report.batches[0].accepted == 57
     assert rules_of(warehouse, spec) == {
-        "of_this_period": [(2, "applied_at", "2024-03-04T23:59:59+00:00", "from 2024-03-05T00:00:00+00:00")],
-        "applied_at_not_after": [(3, "applied_at", "2024-03-06T00:00:00+00:00", "until 2024-03-06T00:00:00+00:00")],
+        "of_this_period": [
+            (2, "applied_at", "2024-03-04T23:59:59+00:00", "from 2024-03-05T00:00:00+00:00"),
+            (3, "applied_at", "2024-03-06T00:00:00+00:00", "until 2024-03-06T00:00:00+00:00"),
+        ],
+        "applied_at_not_after": [(6, "applied_at", "2024-03-06T00:00:01+00:00", "until 2024-03-06T00:00:00+00:00")],
     }
 
 
@@ -420,6 +422,15 @@ def test_one_file_of_many_days_is_cut_by_time_and_rows_without_one_belong_to_non
     assert len(table(warehouse, spec, "current_applications")) == 177
 
 
+def test_periods_with_others_between_them_leave_those_alone(feed: Path, warehouse: Warehouse, take: Take) -> None:
+    path = write(feed, "all", pd.concat([applications(day, 10) for day in DAYS]))
+    spec = feed_spec(feed, data={"applications": {"path": str(path)}})
+    report = take(DAYS[0], DAYS[2], by=spec)
+    assert (report.rows, report.outside) == (20, 20)
+    periods = table(warehouse, spec, "current_applications")["period"].dt.strftime("%Y-%m-%d")
+    assert set(periods) == {DAYS[0], DAYS[2]}
+
+
 def test_a_file_in_which_most_times_cannot_be_read_blocks(feed: Path, warehouse: Warehouse, take: Take) -> None:
     whole = pd.concat([applications(day, 20) for day in DAYS[:2]])
     path = write(feed, "all", whole.assign(applied_at=[text.replace("-", ".") for text in whole["applied_at"]]))
@@ -434,6 +445,8 @@ def test_a_file_in_which_most_times_cannot_be_read_blocks(feed: Path, warehouse:
 def test_a_table_of_the_warehouse_is_read_by_its_window(feed: Path, warehouse: Warehouse, take: Take) -> None:
     frame = pd.concat([applications(day, 20) for day in DAYS[:3]]).infer_objects()
     frame["applied_at"] = pd.to_datetime(frame["applied_at"]).dt.tz_localize(None)
+    frame["applicant_id"] = 1.0
+    frame = frame.rename(columns={"income": "INCOME"}).assign(NOTES="call back")
     with warehouse.session() as tables:
         tables.execute("create schema raw")
         tables.connection.register("frame", frame)
@@ -443,6 +456,8 @@ def test_a_table_of_the_warehouse_is_read_by_its_window(feed: Path, warehouse: W
     assert (report.rows, report.accepted_rows) == (20, 20)
     payload = json.loads(table(warehouse, spec, "raw_applications")["payload"][0])
     assert payload["applied_at"] == "2024-03-05T08:00:00+00:00"
+    assert payload["applicant_id"] == "1"
+    assert report.unknown_columns == ("NOTES",)
     assert isinstance(payload["income"], float)
 
 
