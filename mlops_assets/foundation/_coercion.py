@@ -31,7 +31,7 @@ EPOCH_UNITS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 """Nanoseconds in each unit of numbers since 1970."""
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-_OFFSET = r"[0-9]{2}:[0-9]{2}.*([zZ]|[+-][0-9]{2}(:?[0-9]{2})?)$"
+_OFFSET = r"[T ][0-9]{2}.*([zZ]|[+-][0-9]{2}(:?[0-9]{2})?)$"
 _EXACT_INTEGER = 2.0**53
 
 
@@ -223,12 +223,12 @@ def _parse_times(text: Any, kind: Kind, time: TimeFormat) -> pd.DatetimeIndex:
         text = pc.if_else(pc.match_substring_regex(text, start), text, None)
     pattern = "ISO8601" if iso else time.unit
     strings = pd.Index(text.to_numpy(zero_copy_only=False), dtype=object)
-    if kind == "date" or time.timezone == "UTC":
-        return _to_utc(strings, pattern)
+    # Apart: pandas gives a time without an offset the offset of the one before it (2.3, measured).
     offset = pc.fill_null(pc.match_substring_regex(text, _OFFSET), fill_value=False).to_numpy(zero_copy_only=False)
-    absolute = _to_utc(strings.where(offset), pattern)
-    naive = _to_utc(strings.where(~offset), pattern).tz_localize(None)
-    return pd.DatetimeIndex(absolute.where(offset, _localise(naive, time)))
+    absolute, local = _to_utc(strings.where(offset), pattern), _to_utc(strings.where(~offset), pattern)
+    if kind != "date" and time.timezone != "UTC":
+        local = _localise(local.tz_localize(None), time)
+    return pd.DatetimeIndex(absolute.where(offset, local))
 
 
 def _to_utc(strings: "pd.Index[Any]", pattern: str) -> pd.DatetimeIndex:

@@ -1,6 +1,7 @@
 """Contracts: what is accepted, what is quarantined, and that nothing is lost between the two."""
 
 import gc
+import itertools
 import json
 import subprocess
 import sys
@@ -218,6 +219,20 @@ def test_times_are_read_as_the_source_says(time: TimeFormat, value: Any, expecte
     for values in ([value], [value, "garbage"], [value, None, "2026-11-16T08:00:00+01:00"]):
         typed, _ = coerce(pd.Series(values, dtype=object), "time", time)
         assert typed[0] == pd.Timestamp(expected)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Stockholm"])
+def test_a_time_is_the_same_whatever_time_stands_before_it(zone: str) -> None:
+    texts = [
+        "2024-09-02T10:00:00+02:00", "2024-09-02 10:00", "20240902T100000", "20240902T100000+0200", "2024-09-02T10-05",
+        "2024-09-02", "2024-09-02T10:00:00Z", "2024-09-02 10:00:00.5", "soon",
+    ]  # fmt: skip
+    time = TimeFormat(timezone=zone)
+    alone = {text: coerce(pd.Series([text], dtype=object), "time", time)[0][0] for text in texts}
+    for pair in itertools.permutations(texts, 2):
+        together = coerce(pd.Series(pair, dtype=object), "time", time)[0]
+        for text, moment in zip(pair, together, strict=True):
+            assert moment is alone[text] is pd.NaT or moment == alone[text], pair
 
 
 def test_times_of_a_typed_column_keep_their_moment_in_every_unit_and_zone() -> None:
