@@ -11,6 +11,7 @@ from typing import Any
 
 from mlops_assets.cli_credit import Desk, show_verdict
 from mlops_assets.credit_risk.pipeline import PERSON_TAG
+from mlops_assets.credit_risk.reading import status_rows
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.terminal import console, done, escaped, progress, table
 
@@ -53,6 +54,8 @@ class Story:
         world = {"kind": "sample", "applications_per_day": applications, "shock": SHOCK.isoformat(), "dirt": 0.0003}
         raw["data"]["applications"] = {**world, **faults}
         raw["monitoring"]["window_rows"] = 600
+        # Months of the story pass in minutes, and trainings wait for days of the clock.
+        raw["retraining"]["cool_down_days"] = 0
         return Spec.model_validate(raw)
 
     def tell(self) -> None:
@@ -62,12 +65,11 @@ class Story:
         started = time.monotonic()
         with open_instance(self.place) as instance:
             self.instance = instance
-            if self._desk().history.current() is not None:
-                raise UserError(
-                    f"{self.spec.name} has a champion already: the story can be told once",
-                    where=str(self.place.home),
-                    remedy="remove this folder, or set MLOPS_ASSETS_HOME to another one.",
-                )
+            if self._desk().history.records():
+                told = f"{self.spec.name}: the story was told in {self.place.home}; set MLOPS_ASSETS_HOME to another folder"
+                console().print(f"{escaped(told)} to hear it again. Where things stand:")
+                table(self.spec.name, ["", ""], status_rows(self.spec, self.place, instance))
+                return
             self._first_champion()
             self._unit_error()
             self._shock()
@@ -153,21 +155,23 @@ class Story:
         span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
         person = {PERSON_TAG: by} if by else {}
         with progress(f"{label} ({span})", quiet=True) as follow:
-            run_job(
-                self.defs[faulty].resolve_job_def(f"{self.spec.name}_{job}"), self.instance, follow, periods=days,
-                name=label, tags={**(tags or {}), **person},
-            )  # fmt: skip
-        for text in follow.warnings:
-            if "Not assessed" not in text:
-                console().print(f"  [yellow]warning[/] {escaped(text)}")
+            try:
+                run_job(
+                    self.defs[faulty].resolve_job_def(f"{self.spec.name}_{job}"), self.instance, follow, periods=days,
+                    name=label, tags={**(tags or {}), **person},
+                )  # fmt: skip
+            finally:
+                for text in follow.warnings:
+                    if "Not assessed" not in text:
+                        console().print(f"  [yellow]warning[/] {escaped(text[:300])}")
 
     def _refused(self, act: Any) -> None:
         try:
             act()
         except UserError as error:
-            console().print(
-                f"  [red]refused[/] {escaped(str(error).splitlines()[-2] if chr(10) in str(error) else error)}"
-            )
+            # Of a failed run the cause, without the advice to try again.
+            lines = str(error).splitlines()
+            console().print(f"  [red]refused[/] {escaped(lines[1] if len(lines) > 1 else lines[0])}")
             return
         raise UserError("this should have been refused", where="demo", remedy="report it: a guard did not hold.")
 

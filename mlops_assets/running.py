@@ -98,7 +98,9 @@ def _cause(error: Any) -> str:
     # A mistake may have a cause of its own, such as a library's error, that says less than it does.
     told = next((link for link in chain if link.cls_name == UserError.__name__), chain[-1])
     # It speaks for itself; of anything else the kind of error is worth knowing.
-    return " ".join(str(told.message).split()).removeprefix(f"{UserError.__module__}.UserError: ")
+    text = " ".join(str(told.message).split()).removeprefix(f"{UserError.__module__}.UserError: ")
+    # Dagster's word for checks that block says enough without its class.
+    return text.removeprefix("dagster._core.errors.DagsterAssetCheckFailedError: ")
 
 
 def run_job(
