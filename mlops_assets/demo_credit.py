@@ -66,8 +66,10 @@ class Story:
         with open_instance(self.place) as instance:
             self.instance = instance
             if self._desk().history.records():
-                told = f"{self.spec.name}: the story was told in {self.place.home}; set MLOPS_ASSETS_HOME to another folder"
-                console().print(f"{escaped(told)} to hear it again. Where things stand:")
+                console().print(
+                    f"{self.spec.name}: the story was told in {escaped(self.place.home)}; set MLOPS_ASSETS_HOME to "
+                    "another folder to hear it again. Where things stand:"
+                )
                 table(self.spec.name, ["", ""], status_rows(self.spec, self.place, instance))
                 return
             self._first_champion()
