@@ -236,8 +236,10 @@ def training_tables(
 
 def _last_outcome(tables: Tables, spec: Spec, moment: datetime) -> str | None:
     """Return when the latest outcome that was known at a moment became known."""
+    # Outcomes that the feed gives no time came with the batch of their period.
+    known = "coalesce(outcome_at, cast(period as timestamp))"
     found = tables.query(
-        f"select max(outcome_at) as last from {spec.name}.outcomes where outcome_at <= ?", [utc_naive(moment)]
+        f"select max({known}) as last from {spec.name}.outcomes where {known} <= ?", [utc_naive(moment)]
     )["last"].iloc[0]
     return None if pd.isna(found) else pd.Timestamp(found).isoformat()
 
