@@ -6,6 +6,7 @@ What belongs here: numbers in, SVG or PNG out. What does not: Dagster's metadata
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ def intervals(
         axes.annotate(f"{value:.4f}", (value, at), textcoords="offset points", xytext=(0, 8), ha="center", fontsize=9)
     if bound is not None:
         axes.axvline(bound, color=_ALARM, linewidth=1.2, linestyle="--")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_in_lines(name) for name in names], fontsize=9)
     axes.set_ylim(-0.6, len(names) - 0.2)
     axes.set_xlabel(axis)
     axes.set_title(title, loc="left", fontsize=11)
@@ -114,11 +115,12 @@ def bars(rows: Mapping[str, float], *, title: str, axis: str, beside: Mapping[st
     figure = Figure(figsize=(6.4, 0.9 + 0.26 * len(names)), dpi=80, layout="constrained")
     axes = figure.subplots()
     drawn = axes.barh(range(len(names)), [rows[name] for name in names], color=_ACCENT, height=0.66)
-    axes.bar_label(drawn, labels=[f"{rows[name]:.3g}" for name in names], padding=3, fontsize=8)
+    labels = [f"{rows[name]:,.0f}" if abs(rows[name]) >= 1_000 else f"{rows[name]:.3g}" for name in names]
+    axes.bar_label(drawn, labels=labels, padding=3, fontsize=8)
     for at, name in enumerate(names):
         if beside and name in beside:
             axes.plot([beside[name]] * 2, [at - 0.42, at + 0.42], color=_INK, linewidth=2)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), [_in_lines(name) for name in names], fontsize=8)
     axes.margins(x=0.12)
     axes.set_xlabel(axis)
     axes.set_title(title, loc="left", fontsize=11)
@@ -289,6 +291,11 @@ def lines(
     axes.grid(axis="y", color=_GRID, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return _png(figure)
+
+
+def _in_lines(name: str) -> str:
+    """Break a long name into at most three lines; where it is still too long, its end is left out."""
+    return "\n".join(textwrap.wrap(name, 34, max_lines=3, placeholder=" …"))
 
 
 def _png(figure: "Figure") -> bytes:
