@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pandas as pd
@@ -16,7 +16,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlops_assets.foundation.errors import UserError
 
-_NAME = re.compile(r"^[a-z][a-z0-9_]{1,40}$")
+_NAME = re.compile(r"[a-z][a-z0-9_]{1,40}")
+# Schemas that warehouses have already, and the words that DuckDB reserves: as a schema's name each is another thing.
+_WORDS = frozenset(
+    """
+    main temp system information_schema pg_catalog
+    all analyse analyze and any array as asc asymmetric both case cast check collate column constraint create default
+    deferrable desc describe distinct do else end except false fetch for foreign from group having in initially
+    intersect into lambda lateral leading limit not null offset on only or order pivot pivot_longer pivot_wider placing
+    primary qualify references returning select show some summarize symmetric table then to trailing true union unique
+    unpivot using variadic when where window with
+    """.split()  # noqa: SIM905 - eighty lines of one word each say less
+)
 
 Cadence = Literal["daily", "weekly", "monthly"]
 
@@ -43,16 +54,37 @@ def read_yaml(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise UserError("there is no such file", where=str(path), remedy="give the path of a spec's YAML file.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())  # noqa: S506 - it is a safe loader
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path), remedy="make it readable.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot be read as YAML: {error}", where=str(path), remedy="mend the line it names."
         ) from error
+    if raw is None:
+        return {}
     if not isinstance(raw, dict):
         raise UserError("holds no settings", where=str(path), remedy="write `name:`, `data:`, … at the top level.")
     return raw
+
+
+def _loader() -> Any:
+    """Return YAML's safe loader, made to refuse a setting that is given twice: it would take the last one silently."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                if str(key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"given twice: {key.value!r}", key.start_mark)
+                seen.add(str(key.value))
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
+    return Loader
 
 
 def validated(model: type[SpecModel], raw: Mapping[str, object], *, where: str, base: Path) -> SpecModel:
@@ -70,9 +102,11 @@ def validated(model: type[SpecModel], raw: Mapping[str, object], *, where: str, 
 
 def schema_name(value: str) -> str:
     """Return a name that can be the prefix of asset keys and the schema of tables, or raise ValueError."""
-    if not _NAME.match(value):
+    if not _NAME.fullmatch(value):
         msg = f"name {value!r} must be lower-case letters, digits and underscores, and start with a letter"
         raise ValueError(msg)
+    if value in _WORDS:
+        raise ValueError(f"name {value!r} is a word of SQL; add one of your own, such as {value}_model")
     return value
 
 
