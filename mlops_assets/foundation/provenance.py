@@ -42,7 +42,10 @@ def environment_sha256() -> str:
 
 @cache
 def git_commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, with ``+changes`` where it differs; or None."""
+    """Return the commit of the checkout that this package runs from, with ``+changes`` where it differs; or None.
+
+    A package that is installed within somebody else's checkout is no part of it.
+    """
     try:
         told = [
             subprocess.run(  # noqa: S603 - nothing of it comes from outside
@@ -52,7 +55,11 @@ def git_commit() -> str | None:
                 timeout=10,
                 check=True,
             ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(_PACKAGE)])
+            for command in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--", str(_PACKAGE)],
+                ["ls-files", "--error-unmatch", "--", str(_PACKAGE / "__init__.py")],
+            )
         ]
     except (OSError, subprocess.SubprocessError):
         return None
