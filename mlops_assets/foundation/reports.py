@@ -13,7 +13,8 @@ from mlops_assets.foundation.files import AnyPath
 FOLDER = "reports"
 URL_VARIABLE = "MLOPS_ASSETS_REPORTS_URL"
 DEFAULT_URL = "http://localhost:3070"
-_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# No disk takes a name of more than 255 bytes, and writing needs some for a suffix.
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def write(root: AnyPath, path: str, content: bytes) -> str:
@@ -40,7 +41,7 @@ def read(root: AnyPath, path: str) -> bytes | None:
         return None
     try:
         return files.read_bytes(root / FOLDER / path)
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
 
 
