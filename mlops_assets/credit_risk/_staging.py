@@ -235,7 +235,7 @@ class Arrivals:
         rules = _counts(tables, "refused", "rule, count(distinct nr)", "rule")
         wrong = _counts(tables, "refused", "'all', count(distinct nr)", None)
         copies = _counts(tables, "copies", "'all', count(*)", None)
-        frames = dict(_typed_by_period(tables, spec))
+        frames, beyond = dict(_typed_by_period(tables, spec)), _beyond(tables, spec)
         nothing = pd.DataFrame({name: pd.Series(dtype=object) for name in spec.features})
         facts = {
             period: facts_of(
@@ -246,6 +246,7 @@ class Arrivals:
                 quarantined=wrong.get(period, {}).get("all", 0),
                 copies=copies.get(period, {}).get("all", 0),
                 rules=rules.get(period, {}),
+                beyond=beyond.get(period),
             )
             for period in periods
         }
@@ -265,6 +266,19 @@ def _counts(tables: Tables, table: str, what: str, by: str | None) -> dict[str, 
     for period, name, count in found.itertuples(index=False):
         counts.setdefault(str(period), {})[str(name)] = int(count)
     return counts
+
+
+def _beyond(tables: Tables, spec: Spec) -> dict[str, dict[str, list[float]]]:
+    """Return the numbers outside their column's range, by period and column."""
+    rules = ", ".join(f"'{each.name}_in_range'" for each in spec.numeric)
+    found = tables.query(
+        'select cast(period as varchar) as period, "column" as name, try_cast(value as double) as value from refused '
+        f"where period is not null and rule in ({rules or 'null'}) order by nr"
+    )
+    values: dict[str, dict[str, list[float]]] = {}
+    for period, name, value in found.dropna().itertuples(index=False):
+        values.setdefault(str(period), {}).setdefault(str(name), []).append(float(value))
+    return values
 
 
 def _typed_by_period(tables: Tables, spec: Spec) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -55,6 +55,10 @@ class BatchFacts:
         Rows that met the contract, that did not, and that only repeat another one.
     rules
         Rows that broke each rule.
+    numbers, labels
+        The columns of the accepted rows.
+    beyond
+        Numbers that were read but lie outside their column's range.
     """
 
     period: str
@@ -65,6 +69,12 @@ class BatchFacts:
     rules: Mapping[str, int] = field(default_factory=dict)
     numbers: Mapping[str, Numbers] = field(default_factory=dict)
     labels: Mapping[str, Labels] = field(default_factory=dict)
+    beyond: Mapping[str, Numbers] = field(default_factory=dict)
+
+    def readable(self, name: str) -> Numbers:
+        """Return a numeric column with the values outside its range: where a unit changes, that may be all."""
+        there = [part[name] for part in (self.numbers, self.beyond) if name in part]
+        return pooled_numbers(there) if len(there) != 1 else there[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON values."""
@@ -73,9 +83,12 @@ class BatchFacts:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "BatchFacts":
         """Return the facts that `to_dict` described."""
-        numbers = {name: Numbers(**{**each, "points": tuple(each["points"])}) for name, each in raw["numbers"].items()}
+        numbers, beyond = (
+            {name: Numbers(**{**each, "points": tuple(each["points"])}) for name, each in raw.get(part, {}).items()}
+            for part in ("numbers", "beyond")
+        )
         labels = {name: Labels(**each) for name, each in raw["labels"].items()}
-        return cls(**{**raw, "numbers": numbers, "labels": labels})
+        return cls(**{**raw, "numbers": numbers, "labels": labels, "beyond": beyond})
 
 
 def facts_of(
@@ -87,6 +100,7 @@ def facts_of(
     quarantined: int = 0,
     copies: int = 0,
     rules: Mapping[str, int] | None = None,
+    beyond: Mapping[str, Sequence[float]] | None = None,
 ) -> BatchFacts:
     """Return the facts of a batch.
 
@@ -96,13 +110,16 @@ def facts_of(
         Its typed rows that met the contract; only the columns of features are read.
     rows
         All its rows; by default those given here.
+    beyond
+        Values outside their range, by column.
     """
     numbers = {
         each.name: _numbers(accepted[each.name].to_numpy(dtype=np.float64), [*each.special]) for each in spec.numeric
     }
     labels = {each.name: _labels(accepted[each.name]) for each in spec.categorical}
     whole = len(accepted) + quarantined + copies if rows is None else rows
-    return BatchFacts(period, whole, len(accepted), quarantined, copies, dict(rules or {}), numbers, labels)
+    outside = {name: _numbers(np.asarray(values, dtype=np.float64), []) for name, values in (beyond or {}).items()}
+    return BatchFacts(period, whole, len(accepted), quarantined, copies, dict(rules or {}), numbers, labels, outside)
 
 
 def _numbers(column: "np.ndarray[Any, np.dtype[np.float64]]", codes: Sequence[float]) -> Numbers:

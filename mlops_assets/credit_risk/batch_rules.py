@@ -67,17 +67,18 @@ def judge(
     """
     if not batch.rows:
         return [*_empty(spec, batch, reference), *_shrunken(spec, batch, replaced)]
+    # What names a cause comes before what only counts its effects.
     rules: tuple[Callable[[], Iterator[Finding]], ...] = (
-        lambda: _rows(spec, batch, reference),
         lambda: _shrunken(spec, batch, replaced),
-        lambda: _quarantine(spec, batch),
-        lambda: _systematic(spec, batch, reference),
         lambda: _other_period(batch),
         lambda: _code_list(spec, batch),
-        lambda: _copies(spec, batch),
-        lambda: _missing(spec, batch, reference),
         lambda: _units(spec, batch, reference),
+        lambda: _missing(spec, batch, reference),
         lambda: _unknown(spec, batch, reference),
+        lambda: _rows(spec, batch, reference),
+        lambda: _quarantine(spec, batch),
+        lambda: _systematic(spec, batch, reference),
+        lambda: _copies(spec, batch),
     )
     found = list(chain.from_iterable(rule() for rule in rules))
     return sorted(found, key=lambda finding: finding.severity != "block")
@@ -308,8 +309,8 @@ def _units(spec: Spec, batch: BatchFacts, reference: Sequence[BatchFacts]) -> It
     the median's logarithm, which for a spread s is 1.2533 s / sqrt(n), but at least 10 %.
     """
     for number in spec.numeric:
-        earlier = [facts.numbers[number.name] for facts in reference if number.name in facts.numbers]
-        recent = [batch.numbers[number.name]]
+        earlier = [facts.readable(number.name) for facts in reference if number.name in facts.numbers]
+        recent = [batch.readable(number.name)]
         while earlier and sum(part.values for part in recent) < spec.checks.minimum_batch:
             recent.append(earlier.pop())
         now, usual = pooled_numbers(recent), pooled_numbers(earlier)

@@ -240,6 +240,16 @@ def test_unit_shift_on_all_rows(make_bank: MakeBank) -> None:
     assert bank.accepted(bank.deliver(frame))["income"].max() < 1e6
 
 
+def test_unit_shift_beyond_the_range(bank: Bank) -> None:
+    frame = today()
+    report = bank.deliver(frame.assign(income=[float(value) * 100 for value in frame["income"]]))
+    bank.blocked(report)
+    messages = {finding.rule: finding.message for finding in report.batches[0].blocked}
+    assert "most often broken: income_in_range" in messages["quarantine_share"]
+    assert "one cause, not" in messages["systematic_cause"]
+    assert "a change of unit by 100 is suspected" in messages["median_ratio"]
+
+
 def test_unit_shift_on_a_few_rows(bank: Bank) -> None:
     frame = today()
     cells = {(at, "income"): float(frame["income"][at]) * 100 for at in (5, 25, 45)}

@@ -132,6 +132,15 @@ def test_missing_values_and_special_codes_are_no_values() -> None:
     assert batch.labels["purpose"] == Labels(1, {"car": 2})
 
 
+def test_numbers_beyond_their_range_are_kept_apart_and_read_together() -> None:
+    batch = facts_of(SPEC, "2024-03-04", typed(2, income=[1.0, 2.0]), quarantined=2, beyond={"income": [-5.0, 900.0]})
+    assert batch.numbers["income"].values == 2
+    assert batch.readable("income").values == 4
+    assert (min(batch.readable("income").points), max(batch.readable("income").points)) == (-5.0, 900.0)
+    assert batch.readable("amount") == batch.numbers["amount"]
+    assert BatchFacts.from_dict(batch.to_dict()) == batch
+
+
 def test_rare_categories_are_counted_together() -> None:
     batch = facts_of(SPEC, "2024-03-04", typed(120, branch=[f"b{number % 60:02d}" for number in range(120)]))
     assert (len(batch.labels["branch"].counts), batch.labels["branch"].rare, batch.labels["branch"].values) == (
