@@ -6,7 +6,8 @@ What belongs here: what a spec makes of them. What does not: what all systems sh
 import dagster as dg
 
 from mlops_assets.credit_risk.spec import Spec
-from mlops_assets.foundation.names import SystemNames, periods
+from mlops_assets.foundation import names
+from mlops_assets.foundation.names import SystemNames
 
 DATA_TEAM, MODEL_TEAM, RISK_TEAM, PRODUCT = (
     ["team:data-platform"],
@@ -18,12 +19,7 @@ DATA_TEAM, MODEL_TEAM, RISK_TEAM, PRODUCT = (
 
 def partitions_of(spec: Spec) -> dg.TimeWindowPartitionsDefinition:
     """Return the days, weeks or months of a spec."""
-    start = spec.periods.start.isoformat()
-    end = spec.periods.end.isoformat() if spec.periods.end else None
-    if not spec.data.timed:
-        # Applications without times are all of the first period.
-        end = spec.periods.shift(start, 1)
-    return periods(spec.periods.cadence, spec.periods.start, end, spec.periods.timezone)
+    return names.partitions_of(spec.periods, timed=spec.data.timed)
 
 
 class Names(SystemNames):

@@ -15,7 +15,7 @@ from mlops_assets.foundation import specs
 from mlops_assets.foundation.drift import DriftBounds
 from mlops_assets.foundation.risk import RiskProfile
 from mlops_assets.foundation.sources import FilesSource, SampleSource, Source
-from mlops_assets.foundation.specs import Block, Cadence
+from mlops_assets.foundation.specs import Block
 
 RESERVED = frozenset(
     {
@@ -28,31 +28,11 @@ RESERVED = frozenset(
 UNTHEMED = "without a theme, a reason that names it cannot be told"
 
 
-class Periods(Block):
-    """The rhythm of the system: one partition is a day, a week from Monday, or a month."""
+class Periods(specs.Periods):
+    """The rhythm of the system: one partition is one batch of applications."""
 
-    cadence: Cadence = Field("daily", description="How long one partition, and so one batch of applications, is.")
     start: date = Field(date(2023, 9, 1), description="First day of the first period.")
-    end: date | None = Field(None, description="First day after the last period; open-ended when absent.")
-    timezone: str = Field("UTC", description="Time zone of the period boundaries and of the schedule.")
     hour: int = Field(5, ge=0, le=23, description="Hour of the day at which the schedule runs.")
-    late_after_hours: float = Field(6.0, gt=0, le=120, description="Hours after which decisions count as late.")
-
-    @field_validator("timezone")
-    @classmethod
-    def _is_a_time_zone(cls, value: str) -> str:
-        return specs.time_zone(value)
-
-    @model_validator(mode="after")
-    def _starts_a_period(self) -> "Periods":
-        specs.starts_a_period(self.cadence, self.start)
-        if self.end is not None and self.end <= self.start:
-            raise ValueError(f"periods.end {self.end} is not after periods.start {self.start}")
-        return self
-
-    def shift(self, period: str, by: int) -> str:
-        """Return the key of the period that lies ``by`` periods after ``period``."""
-        return specs.shifted(self.cadence, period, by)
 
 
 class Data(Block):

@@ -6,17 +6,13 @@ What belongs here: what a spec makes of them. What does not: what all systems sh
 import dagster as dg
 
 from mlops_assets.discover_weekly.spec import Spec
-from mlops_assets.foundation.names import SystemNames, periods
+from mlops_assets.foundation import names
+from mlops_assets.foundation.names import SystemNames
 
 
 def partitions_of(spec: Spec) -> dg.TimeWindowPartitionsDefinition:
     """Return the weeks from Monday, or the months, of a spec."""
-    start = spec.periods.start.isoformat()
-    end = spec.periods.end.isoformat() if spec.periods.end else None
-    if not spec.data.timed:
-        # Listens without times are all of the first period: a later one would hold nothing, or everything again.
-        end = spec.periods.shift(start, 1)
-    return periods(spec.periods.cadence, spec.periods.start, end, spec.periods.timezone)
+    return names.partitions_of(spec.periods, timed=spec.data.timed)
 
 
 class Names(SystemNames):

@@ -19,40 +19,18 @@ from mlops_assets.foundation.sources import SampleSource, Source
 from mlops_assets.foundation.specs import Block
 
 
-class Periods(Block):
+class Periods(specs.Periods):
     """The rhythm of the system: a partition is a week from Monday, or a month."""
 
     cadence: Literal["weekly", "monthly"] = Field("weekly", description="How long one partition is.")
     start: date = Field(
         date(2026, 8, 24), description="First day of the first period: a Monday, or a first of a month."
     )
-    end: date | None = Field(None, description="First day after the last period; open-ended when absent.")
-    timezone: str = Field("UTC", description="Time zone of the period boundaries and of the schedule.")
-    hour: int = Field(6, ge=0, le=23, description="Hour of the day at which the schedule runs.")
-    late_after_hours: float = Field(
-        6.0, gt=0, le=120, description="Hours after the schedule at which playlists count as late."
-    )
-
-    @field_validator("timezone")
-    @classmethod
-    def _is_a_time_zone(cls, value: str) -> str:
-        return specs.time_zone(value)
-
-    @model_validator(mode="after")
-    def _starts_a_period(self) -> "Periods":
-        specs.starts_a_period(self.cadence, self.start)
-        if self.end is not None and self.end <= self.start:
-            raise ValueError(f"periods.end {self.end} is not after periods.start {self.start}")
-        return self
 
     @property
     def days(self) -> float:
         """Nominal length of a period in days."""
         return 7.0 if self.cadence == "weekly" else 30.4375
-
-    def shift(self, period: str, by: int) -> str:
-        """Return the key of the period that lies ``by`` periods after ``period``."""
-        return specs.shifted(self.cadence, period, by)
 
 
 class Data(Block):

@@ -4,23 +4,26 @@ What belongs here: how a system's pieces are called and which periods they come 
 """
 
 from collections.abc import Sequence
-from datetime import date
 from typing import Any
 
 import dagster as dg
 
-from mlops_assets.foundation.specs import Cadence
+from mlops_assets.foundation.specs import Periods
 
 
-def periods(cadence: Cadence, start: date, end: str | None, timezone: str) -> dg.TimeWindowPartitionsDefinition:
-    """Return the days, the weeks from Monday, or the months from ``start`` on."""
-    first = start.isoformat()
-    if cadence == "daily":
-        return dg.DailyPartitionsDefinition(first, end_date=end, timezone=timezone)
-    if cadence == "weekly":
+def partitions_of(periods: Periods, *, timed: bool) -> dg.TimeWindowPartitionsDefinition:
+    """Return the days, the weeks from Monday, or the months of a spec; a single one where its rows carry no time."""
+    first = periods.start.isoformat()
+    end = periods.end.isoformat() if periods.end else None
+    if not timed:
+        # Rows without times are all of the first period: a later one would hold nothing, or everything again.
+        end = periods.shift(first, 1)
+    if periods.cadence == "daily":
+        return dg.DailyPartitionsDefinition(first, end_date=end, timezone=periods.timezone)
+    if periods.cadence == "weekly":
         # The day of the week is Dagster's Sunday unless it is said.
-        return dg.WeeklyPartitionsDefinition(first, end_date=end, day_offset=1, timezone=timezone)
-    return dg.MonthlyPartitionsDefinition(first, end_date=end, timezone=timezone)
+        return dg.WeeklyPartitionsDefinition(first, end_date=end, day_offset=1, timezone=periods.timezone)
+    return dg.MonthlyPartitionsDefinition(first, end_date=end, timezone=periods.timezone)
 
 
 class SystemNames:

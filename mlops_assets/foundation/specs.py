@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlops_assets.foundation.errors import UserError
 
@@ -131,3 +131,32 @@ def shifted(cadence: Cadence, period: str, by: int) -> str:
     """Return the key of the period that lies ``by`` periods after ``period``."""
     units = {"daily": "days", "weekly": "weeks", "monthly": "months"}
     return (pd.Timestamp(period) + pd.DateOffset(**{units[cadence]: by})).strftime("%Y-%m-%d")  # type: ignore[arg-type]
+
+
+class Periods(Block):
+    """The rhythm of a system: how long a partition is, where the first one starts, and when the schedule runs."""
+
+    cadence: Cadence = Field("daily", description="How long one partition is: a day, a week from Monday, or a month.")
+    start: date = Field(description="First day of the first period: of a week a Monday, of a month the first.")
+    end: date | None = Field(None, description="First day after the last period; open-ended when absent.")
+    timezone: str = Field("UTC", description="Time zone of the period boundaries and of the schedule.")
+    hour: int = Field(6, ge=0, le=23, description="Hour of the day at which the schedule runs.")
+    late_after_hours: float = Field(
+        6.0, gt=0, le=120, description="Hours after the schedule at which what is due counts as late."
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_time_zone(cls, value: str) -> str:
+        return time_zone(value)
+
+    @model_validator(mode="after")
+    def _starts_a_period(self) -> Self:
+        starts_a_period(self.cadence, self.start)
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"periods.end {self.end} is not after periods.start {self.start}")
+        return self
+
+    def shift(self, period: str, by: int) -> str:
+        """Return the key of the period that lies ``by`` periods after ``period``."""
+        return shifted(self.cadence, period, by)
