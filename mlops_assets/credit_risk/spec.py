@@ -163,9 +163,9 @@ class Scorecard(Block):
 class Gbm(Block):
     """The monotone LightGBM challenger."""
 
-    trees: int = Field(300, ge=10, le=5_000)
+    trees: int = Field(200, ge=10, le=5_000)
     learning_rate: float = Field(0.05, gt=0, le=1)
-    leaves: int = Field(15, ge=2, le=255)
+    leaves: int = Field(4, ge=2, le=255, description="Few: trees of pairs of features, which seldom overfit.")
     minimum_leaf: int = Field(40, ge=1, description="Least applications in a leaf.")
     subsample: float = Field(0.8, gt=0, le=1)
     columns: float = Field(0.8, gt=0, le=1, description="Share of the features that a tree sees.")
