@@ -11,17 +11,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from upath import UPath
 
-from mlops_assets.credit_risk import incidents
+from mlops_assets.credit_risk import incidents, models
 from mlops_assets.credit_risk.batch_rules import Finding
+from mlops_assets.credit_risk.batches import profile_of
+from mlops_assets.credit_risk.bias import Attribute, bias_report
 from mlops_assets.credit_risk.ingestion import IngestReport, ingest_period
 from mlops_assets.credit_risk.labels import training_tables
 from mlops_assets.credit_risk.outcomes_feed import ingest_outcomes
 from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.credit_risk.training import train_scorecard
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import sha256_hex
 from mlops_assets.foundation.journal import Journal
+from mlops_assets.foundation.profiling import ProfileStore
+from mlops_assets.foundation.registry import Registry
 from mlops_assets.foundation.resources import Warehouse
+from mlops_assets.foundation.snapshots import SnapshotStore
 from tests.credit_risk.feeds import (
     DAYS,
     NOW,
@@ -33,6 +40,7 @@ from tests.credit_risk.feeds import (
     with_cells,
     write,
 )
+from tests.credit_risk.small_loans import small_loans, small_spec
 
 TODAY = DAYS[3]
 # A line that cannot be cut may hold a protected attribute, so it is told by its length and hash.
@@ -432,13 +440,61 @@ def test_label_conflict_and_label_before_its_application(bank: Bank) -> None:
         training_tables(tables, bank.spec, "2024-05-01")
 
 
-def test_protected_group_missing(bank: Bank) -> None:
-    report = bank.deliver(today().drop(columns="sex"))
-    assert len(bank.accepted(report)) == 60
+def test_protected_group_missing(make_bank: MakeBank) -> None:
+    bank = make_bank(checks={"maximum_rows": 100.0})
+    report = bank.deliver(today(400).drop(columns="sex"))
+    rows = bank.accepted(report)
     assert report.protected_missing == ("sex",)
-    people = table(bank.warehouse, bank.spec, "protected_attributes").set_index("application_id")
-    assert people.loc[[f"{TODAY}-0001"], "sex"].isna().all()
-    assert people.loc[[f"{DAYS[0]}-0001"], "sex"].notna().all()
+    people = table(bank.warehouse, bank.spec, "protected_attributes")
+    decided = rows[["application_id"]].assign(decision="accept", pd=0.1, y=np.arange(400) % 2.0)
+    found = bias_report(decided, people, [Attribute("sex")]).attributes[0]
+    # Nobody's group is known, which is no equality of groups.
+    assert (found.status, found.lowest) == ("not_assessed", None)
+    assert found.reason.startswith("every value is unknown")
+
+
+def test_one_protected_group_only(make_bank: MakeBank) -> None:
+    bank = make_bank(checks={"maximum_rows": 100.0})
+    rows = bank.accepted(bank.deliver(today(400, sex="female")))
+    decided = rows[["application_id"]].assign(decision="accept", pd=0.1, y=np.arange(400) % 2.0)
+    found = bias_report(decided, table(bank.warehouse, bank.spec, "protected_attributes"), [Attribute("sex")])
+    assert found.attributes[0].status == "not_assessed"
+    assert "there is nothing to compare" in found.attributes[0].reason
+
+
+# --- What was stored ---
+
+
+def test_reference_profile_lost_or_corrupt(bank: Bank, tmp_path: Path) -> None:
+    store, dataset = ProfileStore(UPath(tmp_path / "profiles")), "loans/applications"
+    path = store.save(dataset, DAYS[0], profile_of(bank.spec, bank.warehouse, DAYS[0]))
+    assert store.load(dataset, DAYS[0]).rows == 60
+    path.write_bytes(path.read_bytes()[:-40])
+    told = (
+        r"this is no profile, or a damaged one.*Remedy: .*materialize the profile of this partition again from its data"
+    )
+    with pytest.raises(UserError, match=told):
+        store.reference(dataset, [DAYS[0]])
+    path.unlink()
+    with pytest.raises(
+        UserError, match=r"there is no profile of partition '2024-03-04'.*Remedy: materialize the profile"
+    ):
+        store.reference(dataset, [DAYS[0]])
+
+
+def test_model_file_altered(tmp_path: Path) -> None:
+    spec, frame = small_spec(), small_loans()
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "models")
+    cut = {"train": frame.iloc[:1_200], "calibrate": frame.iloc[1_200:1_600]}
+    snapshot = SnapshotStore(tmp_path / "snapshots").save("small/training_set", cut, {"as_of": "2024-03-31"})
+    version = train_scorecard(spec, snapshot, registry, {"trained_by": "anna", "run_id": "run-1"})
+    models.load(registry.fetch(version))
+    (stored,) = (tmp_path / "models").rglob(models.MODEL_FILE)
+    stored.write_bytes(stored.read_bytes().replace(b"income", b"amount", 1))
+    with pytest.raises(
+        UserError, match=r"model\.json: a file of small\.pd_model version 1 is broken: expected SHA-256"
+    ):
+        registry.fetch(version)
 
 
 def test_an_open_incident_is_settled_by_a_person_or_by_a_sound_delivery(bank: Bank) -> None:
