@@ -2,13 +2,19 @@
 
 What belongs here: these records in the journal `operations`, and what is open of them. What does not: data incidents
 (`incidents.py`, which re-exports this), and whether to train (`retraining.py`).
+
+What asks for a training travels in the tags of the run that it asks for, and that run notes it when it begins to train.
+Whoever asks cannot note it: a run that was never launched, or never came to train, would count as the answer.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.journal import Entry, Journal
+
+TRIGGER_TAG, FINGERPRINT_TAG, REASON_TAG = (f"mlops_assets/{name}" for name in ("trigger", "fingerprint", "reason"))
 
 _FREEZE, _REQUEST, _ASK = "freeze", "retrain_request", "retrain_ask"
 
@@ -92,7 +98,10 @@ def open_requests(journal: Journal) -> list[RetrainRequest]:
 
 
 def note_ask(journal: Journal, *, trigger: str, fingerprint: str, reason: str, period: str) -> NotedAsk:
-    """Note that a training was asked for, which answers every request that is open, whatever the trigger."""
+    """Note that a training was asked for, which answers every request that is open, whatever the trigger.
+
+    The same fingerprint is noted once.
+    """
     body = {
         "trigger": trigger,
         "reason": reason,
@@ -100,6 +109,19 @@ def note_ask(journal: Journal, *, trigger: str, fingerprint: str, reason: str, p
         "requests": [request.id for request in open_requests(journal)],
     }
     return _ask(journal.append(_ASK, body, fingerprint, period))
+
+
+def ask_tags(*, trigger: str, fingerprint: str, reason: str) -> dict[str, str]:
+    """Return the tags of a run by which it knows what asked for it."""
+    return {TRIGGER_TAG: trigger, FINGERPRINT_TAG: fingerprint, REASON_TAG: reason}
+
+
+def note_training(journal: Journal, tags: Mapping[str, str], period: str) -> NotedAsk | None:
+    """Note what asked for the run with these tags, as it begins to train; None where a person launched it."""
+    if FINGERPRINT_TAG not in tags:
+        return None
+    trigger, reason = tags.get(TRIGGER_TAG, "unknown"), tags.get(REASON_TAG, "")
+    return note_ask(journal, trigger=trigger, fingerprint=tags[FINGERPRINT_TAG], reason=reason, period=period)
 
 
 def asks(journal: Journal) -> list[NotedAsk]:

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from mlops_assets.credit_risk import evidence, incidents, pipeline
-from mlops_assets.credit_risk.names import Names, partitions_of
+from mlops_assets.credit_risk.names import Names
 from mlops_assets.credit_risk.retraining import Ask, decide
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.foundation.resources import Journals, ModelRegistry, ObjectStore
@@ -24,9 +24,6 @@ MODEL = (
 DECISIONS = ("outlier_flags", "decisions")
 WATCH = ("drift_report", "decision_mix", "estimated_performance", "realised_performance", "vintage_curves")
 REVIEW = ("weak_slices", "likely_label_errors", "slice_experiment")
-
-FINGERPRINT_TAG = "mlops_assets/fingerprint"
-TRIGGER_TAG = "mlops_assets/trigger"
 
 
 def jobs_of(spec: Spec, names: Names) -> list[Job]:
@@ -82,9 +79,9 @@ def retraining_sensor(spec: Spec, train: Job) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, models: ModelRegistry, store: ObjectStore, journals: Journals
     ) -> dg.SensorResult:
         period = evidence.latest_period(spec, store.path())
-        if period is None:
-            return dg.SensorResult(skip_reason="T0_nothing_asks: nothing has been watched yet")
         operations = journals.open(spec.name, "operations")
+        if period is None:
+            return dg.SensorResult(skip_reason=_unwatched(spec, len(incidents.open_requests(operations))))
         facts = evidence.collect(
             spec, context.instance, models.open(), store.path(), operations, period, job=f"{spec.name}_train"
         )
@@ -93,23 +90,24 @@ def retraining_sensor(spec: Spec, train: Job) -> dg.SensorDefinition:
             if answer.alert:
                 context.log.warning("%s", answer.text)
             return dg.SensorResult(skip_reason=answer.text)
+        tags = incidents.ask_tags(trigger=answer.trigger, fingerprint=answer.fingerprint, reason=answer.reason)
         request = dg.RunRequest(
-            run_key=answer.run_key,
+            run_key=_run_key(context.instance, answer),
             partition_key=period,
-            tags={
-                FINGERPRINT_TAG: answer.fingerprint,
-                TRIGGER_TAG: answer.trigger,
-                pipeline.PERSON_TAG: f"sensor {spec.name}_retrain",
-            },
-        )
-        incidents.note_ask(
-            operations, trigger=answer.trigger, fingerprint=answer.fingerprint, reason=answer.reason, period=period
+            tags={**tags, pipeline.PERSON_TAG: f"sensor {spec.name}_retrain"},
         )
         return dg.SensorResult(run_requests=[request], cursor=answer.fingerprint)
 
     return retrain
 
 
-def last_period(spec: Spec) -> str | None:
-    """Return the last complete period."""
-    return partitions_of(spec).get_last_partition_key()
+def _unwatched(spec: Spec, requests: int) -> str:
+    waiting = f" {requests} request(s) to train wait for that." if requests else ""
+    how = f"run {spec.name}_daily or {spec.name}_watch"
+    return f"T0_nothing_asks: Nothing has been watched yet, so that nothing is known to train for: {how}.{waiting}"
+
+
+def _run_key(instance: dg.DagsterInstance, answer: Ask) -> str:
+    """Return the run's key; evidence that asks again, since a run for it never came to train, needs another one."""
+    tries = instance.get_runs_count(dg.RunsFilter(tags={incidents.FINGERPRINT_TAG: answer.fingerprint}))
+    return f"{answer.run_key}:{tries + 1}" if tries else answer.run_key

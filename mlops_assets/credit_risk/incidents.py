@@ -16,12 +16,15 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_assets.credit_risk._training_requests import (
+    FINGERPRINT_TAG,
     NotedAsk,
     RetrainRequest,
+    ask_tags,
     asks,
     freeze,
     frozen,
     note_ask,
+    note_training,
     open_requests,
     request_retrain,
     said,
@@ -36,18 +39,21 @@ if TYPE_CHECKING:
     from mlops_assets.credit_risk.ingestion import BatchReport
 
 __all__ = [
+    "FINGERPRINT_TAG",
     "OUTCOMES",
     "Incident",
     "NotedAsk",
     "RetrainRequest",
     "State",
     "acknowledge",
+    "ask_tags",
     "asks",
     "freeze",
     "frozen",
     "history",
     "incident_id",
     "note_ask",
+    "note_training",
     "open_incident",
     "open_incidents",
     "open_requests",

@@ -70,7 +70,9 @@ def _training(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[Snapshot]:
         """The matured loans as of a period's end, cut by time: to learn from, to calibrate on, to be judged by."""
         with mistakes_are_final():
-            incidents.refuse_if_open(journals.open(spec.name, "operations"), what="training", system=spec.name)
+            operations = journals.open(spec.name, "operations")
+            incidents.refuse_if_open(operations, what="training", system=spec.name)
+            incidents.note_training(operations, context.run.tags, context.partition_key)
             with warehouse.session() as tables:
                 cut, facts = labels.training_tables(tables, spec, context.partition_key)
                 snapshot = SnapshotStore(store.path("snapshots")).save(f"{spec.name}/training_set", cut, facts)
