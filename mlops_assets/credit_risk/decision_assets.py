@@ -97,7 +97,7 @@ def _watch(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
             watched = watching.Watched.of(models.open(), pipeline.serving(spec, context.instance, models.open()))
             touched = incidents.touched_batches(journals.open(spec.name, "operations"))
             found = watching.drift_of(spec, watched, warehouse, period, touched)
-        watching.keep(store.path(), spec, "drift", period, found.to_dict())
+        watching.keep(store.path(), spec, "drift", period, {"model": watched.version.sha256, **found.to_dict()})
         yield dg.MaterializeResult(metadata=results.drift_metadata(spec, found, period, store.path()))
         yield from checks.drift_results(spec, names, found)
 
@@ -151,9 +151,10 @@ def _watch(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
             log = DecisionLog(journals.open(spec.name, "decisions"))
             snapshots = SnapshotStore(store.path("snapshots"))
             found = watching.realised_of(spec, watched, warehouse, log, snapshots, period)
-            counts = watching.new_labels(spec, warehouse, pipeline.last_attempt(spec, registry), period)
-        watching.keep(store.path(), spec, "realised", period, found.to_dict())
-        watching.keep(store.path(), spec, "labels", period, counts)
+            since = pipeline.last_attempt(spec, registry)
+            counts = watching.new_labels(spec, warehouse, since, period)
+        watching.keep(store.path(), spec, "realised", period, {"model": watched.version.sha256, **found.to_dict()})
+        watching.keep(store.path(), spec, "labels", period, {"since": since, **counts})
         yield dg.MaterializeResult(metadata=results.realised_metadata(found, counts))
         yield from checks.realised_results(spec, names, found)
 

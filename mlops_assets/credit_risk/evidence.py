@@ -4,8 +4,9 @@ What belongs here: collecting facts. What does not: weighing them (`retraining.p
 are read, never the warehouse: a sensor must not wait for its lock.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -56,45 +57,52 @@ def collect(
     asks = incidents.asks(operations)
     request = incidents.open_requests(operations)
     frozen = incidents.frozen(operations)
-    of_champion = {} if champion is None or realised is None else realised[1]
+    serving = None if champion is None else champion.sha256
+    of_champion = _about(realised, "model", serving)
+    # What was counted before the latest training says nothing of what there is to learn since.
+    counted = _about(labels, "since", None if latest is None else latest.tags["period"])
     return Evidence(
         as_of=period,
         now=now or datetime.now(UTC),
-        champion=None if champion is None else champion.sha256,
+        champion=serving,
         trained_until=None if champion is None else end_of(spec, champion.tags["period"]),
         learned_until=None if latest is None else end_of(spec, latest.tags["period"]),
         incidents=[incident.id for incident in incidents.open_incidents(operations)],
         touched=incidents.touched_batches(operations),
-        windows=_windows(drift[1] if drift else {}, None if champion is None else champion.tags["period"]),
+        windows=[DriftFinding.from_dict(each) for each in _about(drift, "model", serving).get("findings", [])],
         decay=of_champion.get("status", "not_assessed"),
         decay_facts=of_champion.get("facts", {}),
         decay_reason="; ".join(of_champion.get("reasons", [])),
-        new_outcomes=labels[1]["new"] if labels else 0,
-        new_bads=labels[1]["new_bads"] if labels else 0,
+        new_outcomes=counted.get("new", 0),
+        new_bads=counted.get("new_bads", 0),
         request=request[0].id if request else None,
         frozen=frozen,
-        in_flight=_in_flight(instance, job),
+        in_flight=_in_flight(instance, job, spec),
         attempts=_attempts(instance, job),
         rejections=_rejections(history),
         asked=[ask.fingerprint for ask in asks],
     )
 
 
-def _windows(record: "dict[str, object]", as_of: str | None) -> list[DriftFinding]:
-    """Return the windows that lie after the champion's training; older ones were held against another reference."""
-    raw = record.get("findings", [])
-    found = [DriftFinding.from_dict(each) for each in raw] if isinstance(raw, list) else []
-    return [each for each in found if as_of is None or (each.first or "") > as_of]
+def _about(kept: tuple[str, Mapping[str, Any]] | None, name: str, value: str | None) -> Mapping[str, Any]:
+    """Return a record that is about this model (or counts from this training), else nothing.
+
+    Until something is watched again, the latest record is of the champion before: held against another reference.
+    """
+    return kept[1] if kept is not None and name in kept[1] and kept[1][name] == value else {}
 
 
-def _in_flight(instance: "dg.DagsterInstance", job: str) -> list[str]:
+def _in_flight(instance: "dg.DagsterInstance", job: str, spec: Spec) -> list[str]:
+    """Return the runs that train, or will: those of the job, and of the assets when somebody picked them by hand."""
     import dagster as dg
 
     alive = [
         dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING,
         dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING,
     ]  # fmt: skip
-    return [run.run_id for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=alive))]
+    trained = {dg.AssetKey([spec.name, asset]) for asset in ("training_set", "scorecard", "gbm")}
+    runs = instance.get_runs(dg.RunsFilter(statuses=alive))
+    return [run.run_id for run in runs if run.job_name == job or trained & (run.asset_selection or frozenset())]
 
 
 def _attempts(instance: "dg.DagsterInstance", job: str) -> list[datetime]:
