@@ -74,6 +74,9 @@ class Follow:
             self.on_step(str(event.step_key), data.duration_ms / 1000)
         elif kind == "STEP_FAILURE":
             self.failures[str(event.step_key)] = _cause(data.error)
+        elif kind == "PIPELINE_FAILURE" and not self.failures and data.error is not None:
+            # Something failed outside all steps, such as a resource that cannot be opened.
+            self.failures["before any step"] = _cause(data.error)
         elif kind == "ASSET_CHECK_EVALUATION":
             name = f"{data.asset_key.to_user_string()}:{data.check_name}"
             self.checks[name] = data.passed
