@@ -351,7 +351,7 @@ def _fidelity(
     rows = matrix[some]
     scores = model.score(rows)
     reasons = told.explain(scores, rows, model.schema, most=policy.reasons)
-    return probes.fidelity(model, rows, scores, reasons, probes.typical(approved, model.schema))
+    return probes.fidelity(model, rows, scores, reasons, approved)
 
 
 def _asked(predicted: Floats, policy: DecisionPolicy) -> NDArray[np.bool_]:
