@@ -85,8 +85,9 @@ def write(spec: Spec, version: ModelVersion, evidence: Raw, split_metadata: Raw,
     sections = [make(facts) for make in SECTIONS]
     unknown = [f"{section.title}: {each}" for section in sections for each in section.unknown]
     missing = [f"{section.title}: {each}" for section in sections for each in section.missing]
-    sections.append(_not_assessed(unknown))
     gates = [gate for part in evidence.values() for gate in read_gates(part.get("gates") or ())]
+    unknown += [f"Gate {each.gate}: {each.reason}" for each in gates if each.status == "not_assessed"]
+    sections.append(_not_assessed(unknown))
     opening = [_first_look(gates), html.tiles(_figures(facts)), _gates_table(gates)]
     document = html.page(
         f"Model card: {version.model}, version {version.version}",
