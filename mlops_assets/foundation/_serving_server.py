@@ -67,7 +67,7 @@ def serve(app: "FastAPI", host: str | None = None, port: int | None = None) -> N
     _log_to_stderr()
     callers = len(app.state.service.tokens)
     who = f"{callers} token(s) known" if callers else "no token needed, this machine only"
-    click.echo(f"{app.title} answers at {_address(listening)} ({who}); Ctrl+C stops it")
+    click.echo(f"{app.title} answers at {address(listening)} ({who}); Ctrl+C stops it")
     with listening:
         try:
             server.run(sockets=[listening])
@@ -99,7 +99,7 @@ def in_background(app: "FastAPI", host: str | None = None, port: int = 0) -> Ite
             if not thread.is_alive() or time.monotonic() > deadline:
                 raise UserError("the service does not start", where=app.title, remedy="read its log for the reason.")
             time.sleep(0.01)
-        yield _address(listening)
+        yield address(listening)
     finally:
         server.should_exit = True
         thread.join()
@@ -146,10 +146,17 @@ def _server(app: "FastAPI", host: str | None, port: int | None) -> "tuple[uvicor
         timeout_graceful_shutdown=settings.shutdown_seconds,
         h11_max_incomplete_event_size=_HEAD_BYTES,
     )
-    return uvicorn.Server(config), _bound(host, port)
+    return uvicorn.Server(config), bound(host, port)
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address.
+
+    Raises
+    ------
+    UserError
+        The address cannot be listened on.
+    """
     # Bound here and not by uvicorn, which ends the process where the port is taken.
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -174,7 +181,8 @@ def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
     )
 
 
-def _address(listening: socket.socket) -> str:
+def address(listening: socket.socket) -> str:
+    """Return the URL of what answers at a socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

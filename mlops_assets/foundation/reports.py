@@ -5,9 +5,14 @@ What belongs here: where a document lies under the store, and its address. What 
 
 import os
 import re
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlops_assets.foundation import files
+from mlops_assets.foundation._serving_callers import is_loopback
+from mlops_assets.foundation._serving_server import address, bound
+from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import AnyPath
 
 FOLDER = "reports"
@@ -46,10 +51,27 @@ def read(root: AnyPath, path: str) -> bytes | None:
 
 
 def serve_reports(root: AnyPath, *, host: str, port: int) -> None:
-    """Show the documents below a store's root over HTTP, read-only, until it is interrupted."""
+    """Show the documents below a store's root over HTTP, read-only, until the process is told to stop.
+
+    Raises
+    ------
+    UserError
+        The address cannot be listened on, or is not this machine's own: who asks is not known here.
+    """
+    import click
     import uvicorn
 
-    uvicorn.run(reports_app(root), host=host, port=port, log_level="warning")
+    if not is_loopback(host):
+        raise UserError(
+            f"the reports would be shown to anybody on {host}",
+            where="reports",
+            remedy="listen on 127.0.0.1, and put a server of your own that knows who asks before it.",
+        )
+    with bound(host, port) as listening:
+        server = uvicorn.Server(uvicorn.Config(reports_app(root), log_level="warning", ws="none", server_header=False))
+        click.echo(f"reports are shown at {address(listening)}; Ctrl+C stops it")
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once every request is answered
+            server.run(sockets=[listening])
 
 
 def reports_app(root: AnyPath) -> Any:
@@ -64,6 +86,8 @@ def reports_app(root: AnyPath) -> Any:
     headers = {"Content-Security-Policy": f"{policy}; font-src data:", "X-Content-Type-Options": "nosniff"}
 
     def show(request: Request) -> Response:
+        if not _is_ours(request.headers.get("host", "")):
+            return Response("this host is not known here", status_code=421, media_type="text/plain", headers=headers)
         path = str(request.path_params["path"])
         content = read(root, path)
         if content is None:
@@ -72,6 +96,12 @@ def reports_app(root: AnyPath) -> Any:
         return Response(content, media_type=kind or "application/octet-stream", headers=headers)
 
     return Starlette(routes=[Route("/{path:path}", show, methods=["GET"])])
+
+
+def _is_ours(host: str) -> bool:
+    # A name that somebody made point to this machine would let a page of theirs read the reports.
+    name = re.sub(r":\d+$", "", host).lower()
+    return is_loopback(name) or name == (urlsplit(link("")).hostname or "")
 
 
 def link(path: str) -> str:
