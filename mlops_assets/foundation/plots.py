@@ -150,7 +150,7 @@ def agreement(points: Sequence[tuple[float, float, float, float]], *, title: str
 
     figure = Figure(figsize=(5.0, 4.4), dpi=80, layout="constrained")
     axes = figure.subplots()
-    top = 1.08 * max((max(point[0], point[3]) for point in points), default=1.0)
+    top = 1.08 * max((max(point[0], point[3]) for point in points), default=1.0) or 1.0
     axes.plot([0, top], [0, top], color=_INK, linewidth=1.0, linestyle="--")
     for foreseen, observed, low, high in points:
         agrees = low <= foreseen <= high
@@ -234,7 +234,8 @@ def over_time(values: Mapping[str, float | None], *, title: str, axis: str) -> b
     known = [value for value in y if not math.isnan(value)]
     if known:
         axes.axhline(sum(known) / len(known), color=_INK, linewidth=1.0, linestyle="--")
-        axes.set_ylim(min(0.0, 1.1 * min(known)), max(0.0, 1.15 * max(known)) or 1.0)
+        low, high = min(0.0, 1.1 * min(known)), max(0.0, 1.15 * max(known))
+        axes.set_ylim(low, high if high > low else 1.0)
     step = -(-len(names) // _MOST_TICKS) or 1
     axes.set_xticks(range(0, len(names), step), names[::step], fontsize=8)
     axes.set_xlim(-0.5, max(len(names) - 0.5, 0.5))

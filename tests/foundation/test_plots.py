@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from mlops_assets.foundation.plots import as_markdown, intervals, lines, sparkline
+from mlops_assets.foundation.plots import agreement, as_markdown, band, bars, intervals, lines, over_time, sparkline
 
 
 def _points(svg: str) -> list[tuple[int, int]]:
@@ -71,6 +71,75 @@ def test_lines_are_a_picture_that_the_event_log_can_bear(count: int) -> None:
         f"2026-{at:02d}": [(float(month), math.sin(at + month) ** 2) for month in range(at % 37)] for at in range(count)
     }
     drawn = lines(curves, title="Defaults by vintage", axis="share", along="months on book", percent=True)
+    assert drawn.startswith(b"\x89PNG\r\n")
+    assert 1_000 < len(drawn) <= 30_000
+
+
+def test_a_bound_and_long_names_still_make_a_small_picture() -> None:
+    name = "annual income = 14,100 to 50,000 & share of the credit lines in use = 0.503 to 1.269 & purpose = car"
+    measured = {f"{name} {at}": (at / 10, at / 10 - 0.02, at / 10 + 0.03) for at in range(10)}
+    plain = intervals(measured, title="Weakest", axis="gap")
+    bounded = intervals(measured, title="Weakest", axis="gap", bound=0.3)
+    assert plain != bounded
+    assert max(len(plain), len(bounded)) <= 30_000
+
+
+@pytest.mark.parametrize("count", [0, 1, 12, 40])
+def test_bars_are_a_picture_that_the_event_log_can_bear(count: int) -> None:
+    rows = {f"feature {at}": 1e4 / (at + 1) for at in range(count)}
+    drawn = bars(rows, title="Importance", axis="log-odds", beside={"feature 0": 9_000.0, "unknown": 1.0})
+    assert drawn.startswith(b"\x89PNG\r\n")
+    assert 1_000 < len(drawn) <= 30_000
+
+
+def test_of_very_many_bars_the_first_are_drawn() -> None:
+    rows = {f"feature {at}": float(at) for at in range(40)}
+    first = {name: rows[name] for name in list(rows)[:20]}
+    assert bars(rows, title="t", axis="a") == bars(first, title="t", axis="a")
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param([(0.0, 0.0, 0.0, 0.0)], id="zero"),
+        pytest.param([(at / 20, at / 21, at / 25, at / 15) for at in range(15)], id="fifteen bins"),
+    ],
+)
+def test_agreement_is_a_picture_that_the_event_log_can_bear(points: list[tuple[float, float, float, float]]) -> None:
+    drawn = agreement(points, title="Calibration", axis="observed", along="foreseen")
+    assert drawn.startswith(b"\x89PNG\r\n")
+    assert 1_000 < len(drawn) <= 30_000
+
+
+def test_a_point_that_its_interval_puts_off_the_diagonal_looks_different() -> None:
+    right, wrong = (0.2, 0.21, 0.15, 0.25), (0.2, 0.21, 0.205, 0.25)
+    drawn = [agreement([point], title="t", axis="a", along="b") for point in (right, wrong)]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_a_band_is_a_picture_that_the_event_log_can_bear(count: int) -> None:
+    points = [(at / 60, math.sin(at / 9), math.sin(at / 9) - 0.2, math.sin(at / 9) + 0.2) for at in range(count)]
+    beside = {"expected": [(x, y / 2) for x, y, _, _ in points]} if points else None
+    marks = {f"cut {at}": at / 10 for at in range(6)}
+    drawn = band(points, title="Profit", axis="profit", along="cut-off", beside=beside, marks=marks)
+    assert drawn.startswith(b"\x89PNG\r\n")
+    assert 1_000 < len(drawn) <= 30_000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"2026-01": None, "2026-02": None}, id="gaps alone"),
+        pytest.param({"2026-01": 0.4}, id="one"),
+        pytest.param({"2026-01": -0.2, "2026-02": -0.1}, id="below zero"),
+        pytest.param({f"2026-{at:03d}": None if at % 7 == 0 else at / 100 for at in range(200)}, id="many, with gaps"),
+    ],
+)
+def test_values_over_time_are_a_picture_that_the_event_log_can_bear(values: dict[str, float | None]) -> None:
+    drawn = over_time(values, title="Gini", axis="gini")
     assert drawn.startswith(b"\x89PNG\r\n")
     assert 1_000 < len(drawn) <= 30_000
 
