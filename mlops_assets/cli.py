@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from mlops_assets import __version__, cli_credit
+from mlops_assets import __version__, cli_credit, cli_trace
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.systems import SYSTEMS, load_any_spec
 from mlops_assets.terminal import chosen_periods, console, done, escaped, progress, table, told
@@ -89,7 +89,7 @@ def run(spec: Path, first: str | None, last: str | None, publish: int) -> None:
     """Run the whole pipeline that SPEC describes: ingestion, models, verdict, and playlists or decisions."""
     loaded = load_any_spec(spec)
     if loaded.system == "credit_risk":
-        cli_credit.run_system(loaded, first=first, last=last, decide=publish)
+        cli_credit.run_system(loaded, spec, first=first, last=last, decide=publish)
     else:
         _run_playlists(loaded, first=first, last=last, publish=publish)
 
@@ -208,7 +208,7 @@ def rollback(system: str, version: int, reason: str, by: str | None) -> None:
     done(f"{system}: version {before} -> {record.version}; the next batch uses it.")
 
 
-for _command in cli_credit.COMMANDS:
+for _command in (*cli_credit.COMMANDS, *cli_trace.COMMANDS):
     main.add_command(_command)
 
 if __name__ == "__main__":

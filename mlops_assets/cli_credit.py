@@ -1,8 +1,10 @@
-"""The commands about credit models: approve, settle, trace, replay, re-score, serve.
+"""The commands about credit models: run, approve, settle, serve.
 
-What belongs here: arguments and tables for a person. What does not: any work (the system's own modules).
+What belongs here: arguments and tables for a person. What does not: any work (the system's own modules), and the
+commands about single decisions (`cli_trace.py`).
 """
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,12 +16,13 @@ import click
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.terminal import chosen_periods, console, done, escaped, progress, table, told
 
-_SYSTEM = click.argument("system")
-_BY = click.option("--by", required=True, metavar="NAME", help="Who decides; it goes into the history.")
-_REASON = click.option("--reason", required=True, help="Why; it goes into the history.")
-_SPEC = click.option(
+SYSTEM = click.argument("system")
+BY = click.option("--by", required=True, metavar="NAME", help="Who decides; it goes into the history.")
+REASON = click.option("--reason", required=True, help="Why; it goes into the history.")
+SPEC = click.option(
     "--spec", "spec_file", type=click.Path(path_type=Path), help="The system's YAML file, where it is not configured."
 )
+PORT = click.IntRange(0, 65_535)
 
 
 class Desk:
@@ -90,12 +93,12 @@ def desk(system: str, spec_file: Path | None = None) -> Iterator[Desk]:
 
 
 @click.command()
-@_SYSTEM
+@SYSTEM
 @click.option("--version", type=int, required=True, help="The proposed version.")
 @click.option("--evidence", help="SHA-256 of the evidence you looked at; refused unless the proposal rests on it.")
-@_BY
-@_REASON
-@_SPEC
+@BY
+@REASON
+@SPEC
 def approve(system: str, version: int, evidence: str | None, by: str, reason: str, spec_file: Path | None) -> None:
     """Approve a proposed version of SYSTEM: it serves from then on. Whoever trained it cannot."""
     with desk(system, spec_file) as at:
@@ -104,11 +107,11 @@ def approve(system: str, version: int, evidence: str | None, by: str, reason: st
 
 
 @click.command()
-@_SYSTEM
+@SYSTEM
 @click.option("--version", type=int, required=True, help="The proposed version.")
-@_BY
-@_REASON
-@_SPEC
+@BY
+@REASON
+@SPEC
 def reject(system: str, version: int, by: str, reason: str, spec_file: Path | None) -> None:
     """Reject a proposed version of SYSTEM: nothing moves, and it is not proposed again by itself."""
     with desk(system, spec_file) as at:
@@ -117,8 +120,8 @@ def reject(system: str, version: int, by: str, reason: str, spec_file: Path | No
 
 
 @click.command()
-@_SYSTEM
-@_SPEC
+@SYSTEM
+@SPEC
 def proposals(system: str, spec_file: Path | None) -> None:
     """List the proposals of SYSTEM, and why those that cannot be approved cannot."""
     with desk(system, spec_file) as at:
@@ -137,12 +140,12 @@ def proposals(system: str, spec_file: Path | None) -> None:
 
 
 @click.command("production-at")
-@_SYSTEM
+@SYSTEM
 @click.argument("time")
-@_SPEC
+@SPEC
 def production_at(system: str, time: str, spec_file: Path | None) -> None:
     """Print which version of SYSTEM served at TIME, such as 2026-11-23T06:00:00+00:00, and why."""
-    moment = moment_of(time)
+    moment = moment_of(time, "production-at")
     with desk(system, spec_file) as at:
         record = at.history.production_at(moment)
     if record is None:
@@ -155,7 +158,7 @@ def production_at(system: str, time: str, spec_file: Path | None) -> None:
     table(f"{system} at {moment.isoformat()}", ["", ""], rows)
 
 
-def moment_of(text: str) -> datetime:
+def moment_of(text: str, where: str) -> datetime:
     """Return a moment that a person wrote.
 
     Raises
@@ -163,17 +166,18 @@ def moment_of(text: str) -> datetime:
     UserError
         It is no ISO 8601 time, or has no zone.
     """
+    remedy = "write one such as 2026-11-23T06:00:00+00:00."
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise UserError(f"{text!r} is no time", remedy="write one such as 2026-11-23T06:00:00+00:00.") from error
+        raise UserError(f"{text!r} is no time", where=where, remedy=remedy) from error
     if moment.tzinfo is None:
-        raise UserError(f"{text!r} has no time zone", remedy="write one such as 2026-11-23T06:00:00+00:00.")
+        raise UserError(f"{text!r} has no time zone", where=where, remedy=remedy)
     return moment
 
 
 @click.command("incidents")
-@_SYSTEM
+@SYSTEM
 @click.argument("action", required=False, type=click.Choice(["acknowledge"]))
 @click.argument("incident", required=False)
 @click.option("--all", "everything", is_flag=True, help="Also those that are settled.")
@@ -187,7 +191,7 @@ def moment_of(text: str) -> datetime:
 )
 @click.option("--by", metavar="NAME", help="Who settles it.")
 @click.option("--reason", help="Why.")
-@_SPEC
+@SPEC
 def incidents_command(
     system: str, action: str | None, incident: str | None, everything: bool, outcome: str, by: str | None,
     reason: str | None, spec_file: Path | None,
@@ -195,14 +199,15 @@ def incidents_command(
     """List the data incidents of SYSTEM, or settle one: incidents SYSTEM acknowledge ID --by NAME --reason TEXT."""
     from mlops_assets.credit_risk import incidents, settling
 
+    if (action is None) != (None in {incident, by, reason}):
+        raise click.UsageError("To settle one: incidents SYSTEM acknowledge ID --by NAME --reason TEXT.")
     with desk(system, spec_file) as at:
-        if action is not None:
+        if incident is not None and by is not None and reason is not None:
             warehouse = at.resources["warehouse"]
-            done(
-                settling.settle(
-                    at.spec, at.operations, warehouse, incident or "", by=by or "", reason=reason or "", outcome=outcome
-                )
+            settled = settling.settle(
+                at.spec, at.operations, warehouse, incident, by=by, reason=reason, outcome=outcome
             )
+            done(settled)
             return
         found = incidents.history(at.operations) if everything else incidents.open_incidents(at.operations)
     rows = [(each.id, each.state, each.period, each.rule, each.column, each.details, each.by, each.reason)
@@ -212,11 +217,11 @@ def incidents_command(
 
 
 @click.command("training")
-@_SYSTEM
+@SYSTEM
 @click.argument("what", type=click.Choice(["freeze", "unfreeze", "request"]))
-@_BY
-@_REASON
-@_SPEC
+@BY
+@REASON
+@SPEC
 def training_command(system: str, what: str, by: str, reason: str, spec_file: Path | None) -> None:
     """Freeze or unfreeze the trainings of SYSTEM, or request one from its sensor."""
     from mlops_assets.credit_risk import incidents
@@ -228,95 +233,10 @@ def training_command(system: str, what: str, by: str, reason: str, spec_file: Pa
 
 
 @click.command()
-@_SYSTEM
-@click.argument("decision")
-@_SPEC
-def trace(system: str, decision: str, spec_file: Path | None) -> None:
-    """Print the chain behind one DECISION (or application): model, training set, source row, code, checks, approval."""
-    with desk(system, spec_file) as at:
-        traces = at.tracer.trace(decision)
-    for found in traces:
-        table(f"{system}: decision {found.decision_id}", ["link", "what"], found.rows())
-
-
-@click.command()
-@_SYSTEM
-@click.argument("decision", required=False)
-@click.option("--all", "everything", is_flag=True, help="Every decision, or those of a time range.")
-@click.option("--from", "since", metavar="TIME", help="First moment, with a zone.")
-@click.option("--to", "until", metavar="TIME", help="Last moment, with a zone.")
-@_SPEC
-def replay(
-    system: str, decision: str | None, everything: bool, since: str | None, until: str | None, spec_file: Path | None
-) -> None:
-    """Make decisions again from their records and compare every byte of their results."""
-    if (decision is None) == (not everything):
-        raise UserError("which decisions?", where="replay", remedy="name one decision, or give --all.")
-    with desk(system, spec_file) as at:
-        problems = at.tracer.verify_log()
-        found = at.tracer.replay(
-            decision, since=moment_of(since) if since else None, until=moment_of(until) if until else None
-        )
-    for problem in problems:
-        console().print(f"[bold red]broken[/] {problem}", markup=True)
-    for each in found.differing[:20]:
-        table(f"{each.decision_id} differs", ["what", "recorded", "replayed"], each.rows())
-    console().print(f"{found.equal} of {found.compared} decisions are byte-equal")
-    if found.differing or problems:
-        raise UserError(
-            f"{len(found.differing)} decision(s) differ, {len(problems)} entries of the log are broken",
-            where=f"{system} decisions",
-            remedy="the entries are named above: restore the log, the model files or the code that they name.",
-        )
-
-
-@click.command()
-@_SYSTEM
-@click.option("--model", type=int, help="A model version.")
-@click.option("--batch", help="A batch of applications, by its id.")
-@click.option("--rule", help="A rule that decided, or that quarantined.")
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write every touched decision to this file.")
-@_SPEC
-def impact(
-    system: str, model: int | None, batch: str | None, rule: str | None, csv_file: Path | None, spec_file: Path | None
-) -> None:
-    """List every decision of SYSTEM that a model, a batch or a rule has touched."""
-    if sum(each is not None for each in (model, batch, rule)) != 1:
-        raise UserError("the impact of what?", where="impact", remedy="give one of --model, --batch and --rule.")
-    with desk(system, spec_file) as at:
-        found = at.tracer.impact(model=model, batch=batch, rule=rule)
-    if csv_file is not None:
-        found.frame.to_csv(csv_file, index=False)
-    table(f"{system}: {len(found.frame)} decision(s) touched", ["", ""], found.rows())
-    shown = found.frame.head(20)
-    table("the first ones", list(shown.columns), shown.to_numpy().tolist())
-
-
-@click.command()
-@_SYSTEM
-@click.option("--model", type=int, required=True, help="The version whose decisions are re-scored by the champion.")
-@click.option(
-    "--csv", "csv_file", type=click.Path(path_type=Path), help="Write old and new, side by side, to this file."
-)
-@_BY
-@_REASON
-@_SPEC
-def rescore(system: str, model: int, csv_file: Path | None, by: str, reason: str, spec_file: Path | None) -> None:
-    """Decide again what a version of SYSTEM decided, with the champion of now; old and new stay side by side."""
-    with desk(system, spec_file) as at:
-        found = at.tracer.rescore(model=model, by=by, reason=reason)
-    if csv_file is not None:
-        found.frame.to_csv(csv_file, index=False)
-    table(f"{system}: decisions of version {model}, re-scored by version {found.version}", ["", ""], found.rows())
-    shown = found.changed.head(20)
-    table(f"{len(found.changed)} changed; the first ones", list(shown.columns), shown.to_numpy().tolist())
-
-
-@click.command()
-@_SYSTEM
+@SYSTEM
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=int)
-@_SPEC
+@click.option("--port", default=8000, show_default=True, type=PORT, help="0 takes a free one.")
+@SPEC
 def serve(system: str, host: str, port: int, spec_file: Path | None) -> None:
     """Serve decisions of SYSTEM over HTTP: POST /v1/credit/decisions. Tokens: MLOPS_ASSETS_SERVICE_TOKENS."""
     from mlops_assets.credit_risk.api import serve_system
@@ -327,7 +247,7 @@ def serve(system: str, host: str, port: int, spec_file: Path | None) -> None:
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=3070, show_default=True, type=int)
+@click.option("--port", default=3070, show_default=True, type=PORT, help="0 takes a free one.")
 def reports(host: str, port: int) -> None:
     """Show model cards and drift reports at the address that the UI's links point to."""
     from mlops_assets import environment
@@ -337,7 +257,7 @@ def reports(host: str, port: int) -> None:
     serve_reports(store.path(), host=host, port=port)
 
 
-def run_system(spec: Any, *, first: str | None, last: str | None, decide: int) -> None:
+def run_system(spec: Any, file: Path, *, first: str | None, last: str | None, decide: int) -> None:
     """Take in the applications of a spec and train as of its last period; where a champion serves, decide as well."""
     from mlops_assets import environment
     from mlops_assets.credit_risk.names import Names
@@ -366,11 +286,17 @@ def run_system(spec: Any, *, first: str | None, last: str | None, decide: int) -
                     name=f"{spec.name}, {label}",
                 )  # fmt: skip
             told(follow.warnings)
-        show_verdict(spec, place, instance)
+        show_verdict(spec, place, instance, file)
 
 
-def show_verdict(spec: Any, place: Any, instance: Any) -> None:
-    """Print the latest verdict on a candidate, its gates, and what a person can do about it."""
+def show_verdict(spec: Any, place: Any, instance: Any, file: Path | None = None) -> None:
+    """Print the latest verdict on a candidate, its gates, and what a person can do about it.
+
+    Parameters
+    ----------
+    file
+        That of the spec, unless the system is one of those that are configured.
+    """
     from mlops_assets.credit_risk.judging import read_gates
     from mlops_assets.credit_risk.pipeline import history_of
 
@@ -391,7 +317,10 @@ def show_verdict(spec: Any, place: Any, instance: Any) -> None:
     console().print(f"[bold]{record.verdict}[/]: {escaped(record.reason)}")
     if record.verdict == "proposed":
         command = f"mlops-assets approve {spec.name} --version {version.version} --by NAME --reason TEXT"
-        console().print(f"Trained by {escaped(record.trained_by)}; somebody else approves it: [bold]{command}[/]")
+        command += f" --spec {shlex.quote(str(file))}" if file is not None else ""
+        console().print(
+            f"Trained by {escaped(record.trained_by)}; somebody else approves it: [bold]{escaped(command)}[/]"
+        )
 
 
 def _number(value: float | None) -> str:
@@ -399,6 +328,5 @@ def _number(value: float | None) -> str:
 
 
 COMMANDS: tuple[click.Command, ...] = (
-    approve, reject, proposals, production_at, incidents_command, training_command, trace, replay, impact, rescore,
-    serve, reports,
+    approve, reject, proposals, production_at, incidents_command, training_command, serve, reports,
 )  # fmt: skip
