@@ -214,7 +214,7 @@ def limits(facts: Facts) -> Section:
             "treated alike."
         ),
     ]
-    if age is not None:
+    if age:
         items.insert(
             2,
             f"The newest loan that was learned from is {age:,} days older than the training set ({day(learned)}): "

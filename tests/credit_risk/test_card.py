@@ -263,6 +263,17 @@ def test_without_a_champion_the_card_says_so(tmp_path: Path, evidence: Evidence)
     assert "There was no champion to compare with" in page_of(tmp_path, written)
 
 
+def test_loans_without_times_need_no_span(tmp_path: Path, evidence: Evidence) -> None:
+    untimed = {name: value for name, value in SPLIT.items() if not name.endswith("_from")}
+    evidence["evaluation"]["gini_stability"]["score"] = unassessed("1 period")
+    written = write(tmp_path, evidence, split={**untimed, "split": "stratified"}, trained_until=untimed["as_of"])
+    assert card.gate(written).status == "passed"
+    page = page_of(tmp_path, written)
+    assert "at random within good and bad, by person" in page
+    assert "older than the training set" not in page
+    assert any("gini stability over months: 1 period" in each for each in written.unknown)
+
+
 # ---- incomplete cards
 
 
