@@ -7,8 +7,9 @@ each decision. What does not: where applications come from (`ingestion.py`), whe
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,33 @@ class Request:
     sources: Sequence[Mapping[str, Any] | None] | None = None
     refused: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
-    def frame(self) -> pd.DataFrame:
-        """Return the raw rows, every value as it came."""
-        return pd.DataFrame([json.loads(text) for text in self.payloads], dtype=object)
+    @cached_property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """The raw rows, every value as it came."""
+        return [json.loads(text) for text in self.payloads]
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """The applications' ids; one that has none is still somebody who gets an answer, and is named by its place."""
+        return [_identity(row.get("application_id"), self, position) for position, row in enumerate(self.rows)]
+
+    @cached_property
+    def digests(self) -> Sequence[str]:
+        """SHA-256 of each payload."""
+        return [sha256_hex(text.encode()) for text in self.payloads]
+
+    def decision_ids(self, system: str) -> list[str]:
+        """Return the name of each decision."""
+        return [decision_id(system, *named) for named in zip(self.ids, self.digests, strict=True)]
+
+    def select(self, positions: Sequence[int]) -> "Request":
+        """Return the request for some of its applications."""
+        return replace(
+            self,
+            payloads=[self.payloads[at] for at in positions],
+            sources=[self.sources[at] for at in positions] if self.sources else None,
+            refused={new: self.refused[old] for new, old in enumerate(positions) if old in self.refused},
+        )
 
 
 @dataclass(frozen=True)
@@ -71,7 +96,6 @@ class Decided:
     """The decisions on the applications of a request, in its order; `scored` counts the scored ones, -1 elsewhere."""
 
     request: Request
-    ids: Sequence[str]
     scored: NDArray[np.int64]
     rule: NDArray[np.int8]
     features: pd.DataFrame
@@ -119,26 +143,20 @@ class Decider:
         table.check(model.schema, spec.protected_names)
         self.spec, self.model, self.outliers, self.policy, self.table = spec, model, outliers, policy, table
 
-    def decide(self, request: Request, *, raw: pd.DataFrame | None = None) -> Decided:
-        """Decide on raw applications.
-
-        Parameters
-        ----------
-        raw
-            The request's rows where the caller has them as a frame already, one a payload, in the same order.
+    def decide(self, request: Request) -> Decided:
+        """Decide on raw applications, each by what it says alone: it is decided alike in any company.
 
         Raises
         ------
         UserError
-            A column is missing, a protected attribute is among the values, or reasons do not add up.
+            A protected attribute is among the values, the model uses a feature that the spec does not have, or reasons
+            do not add up.
         """
-        frame = request.frame() if raw is None else raw.reset_index(drop=True)
-        self._refuse_protected(frame)
-        for name in (*self.model.schema.names, "applicant_id"):
-            if name not in frame.columns:
-                frame[name] = None
-        where = request.batch_id or f"applications by {request.channel}"
-        split = applications_contract(self.spec, request.until).split(frame, where=where)
+        self._refuse_protected(request.rows)
+        # One id with two contents is a matter of the ingestion, and what only other rows name is missing here.
+        contract = replace(applications_contract(self.spec, request.until), unique=())
+        frame = pd.DataFrame({name: [row.get(name) for row in request.rows] for name in contract.names}, dtype=object)
+        split = contract.split(frame, where=request.batch_id or f"applications by {request.channel}")
         typed = split.accepted
         kept = ~typed.index.isin(list(request.refused))
         typed = typed[kept]
@@ -157,9 +175,8 @@ class Decider:
         scored = np.full(len(frame), -1, dtype=np.int64)
         rows = typed.index.to_numpy()
         rule[rows], scored[rows] = chosen, np.arange(len(rows))
-        ids = [_identity(value, request, position) for position, value in enumerate(frame["application_id"].tolist())]
         broken = _broken(split.quarantined, request.refused)
-        return Decided(request, ids, scored, rule, features, scores, reasons, unusual, broken)
+        return Decided(request, scored, rule, features, scores, reasons, unusual, broken)
 
     def records(self, decided: Decided) -> Iterator[dict[str, Any]]:
         """Yield the record of each decision, ready for the log; only `decided_at` is left to it."""
@@ -168,24 +185,23 @@ class Decider:
         names = list(decided.features.columns)
         scored = list(zip(results, vectors, _flags(decided.unusual), strict=True))
         until = request.until.isoformat()
-        for position, payload in enumerate(request.payloads):
-            digest = sha256_hex(payload.encode())
+        named = zip(request.decision_ids(self.spec.name), request.ids, request.digests, strict=True)
+        for position, (name, application, digest) in enumerate(named):
             at = int(decided.scored[position])
-            application = decided.ids[position]
             if at >= 0:
                 result, vector, outlier = scored[at]
                 features = dict(zip(names, vector, strict=True))
             else:
                 result, features, outlier = _unscored(), {}, None
             yield {
-                "decision_id": decision_id(self.spec.name, application, digest),
+                "decision_id": name,
                 "application_id": application,
                 "period": request.period,
                 "batch_id": request.batch_id,
                 "channel": request.channel,
                 "received_at": request.received_at,
                 "until": until,
-                "payload": json.loads(payload),
+                "payload": request.rows[position],
                 "payload_sha256": digest,
                 "source": request.sources[position] if request.sources else None,
                 "flags": {
@@ -215,8 +231,9 @@ class Decider:
                 "reasons": reasons,
             }
 
-    def _refuse_protected(self, frame: pd.DataFrame) -> None:
-        there = [name for name in self.spec.protected_names if name in frame.columns]
+    def _refuse_protected(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        named: set[str] = set().union(*rows)
+        there = [name for name in self.spec.protected_names if name in named]
         if there:
             raise UserError(
                 f"protected attribute(s) {', '.join(map(repr, there))} are among the values to be decided on",
@@ -244,11 +261,12 @@ def _unscored() -> dict[str, Any]:
 
 
 def _identity(value: Any, request: Request, position: int) -> str:
-    """Return an application's id; one that has none is still somebody who gets an answer."""
+    """Return an application's id, or where it stands if it has none."""
     if value is not None and value == value and str(value).strip():  # noqa: PLR0124 - nan differs from itself
         return str(value).strip()
     source = request.sources[position] if request.sources else None
-    return f"row-{source['row'] if source else position} of {request.batch_id or request.channel}"
+    place = f"row {source['row']} of {source['file']}" if source else f"row {position}"
+    return f"{place} in {request.batch_id or request.channel}"
 
 
 def _broken(quarantined: pd.DataFrame, refused: Mapping[int, Sequence[str]]) -> dict[int, Sequence[Mapping[str, Any]]]:

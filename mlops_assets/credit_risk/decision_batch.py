@@ -5,7 +5,7 @@ not: how one is decided (`deciding.py`) and kept (`decision_log.py`).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,7 @@ from mlops_assets.credit_risk.deciding import Decided, Decider, Request
 from mlops_assets.credit_risk.decision_log import DecisionLog
 from mlops_assets.credit_risk.ingestion import ACROSS_ROWS
 from mlops_assets.credit_risk.pipeline import decision_context
+from mlops_assets.credit_risk.policy import RULE_NAMES
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.credit_risk.windows import end_of
 from mlops_assets.foundation.errors import UserError
@@ -40,15 +41,34 @@ class BatchDecisions:
     probability: float = 0.0
     scored: int = 0
 
-    def add(self, decided: Decided, rules: Sequence[str]) -> None:
-        """Count a chunk."""
-        self.decisions.update(decided.decision)
-        self.rules.update(rules)
-        first = decided.reasons.order[:, 0]
-        names = decided.reasons.themes
-        self.themes.update(names[at] for at in first.tolist() if at >= 0)
+    def add(self, decided: Decided) -> None:
+        """Count decisions that were just made and recorded."""
+        self.decided += len(decided)
+        decisions = decided.decision
+        self.decisions.update(decisions)
+        self.rules.update(RULE_NAMES[rule] for rule in decided.rule.tolist())
+        names, first = decided.reasons.themes, decided.reasons.order[:, 0].tolist()
+        self.themes.update(names[at] for at in first if at >= 0)
+        self.without_reason += sum(
+            decision == "reject" and (at < 0 or first[at] < 0)
+            for decision, at in zip(decisions, decided.scored.tolist(), strict=True)
+        )
         self.probability += float(decided.scores.pd.sum())
         self.scored += len(decided.scores.pd)
+
+    def add_known(self, bodies: Iterable[Mapping[str, Any]]) -> None:
+        """Count decisions that the log has: what stands, whatever would be decided today."""
+        for body in bodies:
+            result = body["result"]
+            self.known += 1
+            self.decisions[result["decision"]] += 1
+            self.rules[result["rule"]] += 1
+            if result["reasons"]:
+                self.themes[result["reasons"][0]["theme"]] += 1
+            self.without_reason += result["decision"] == "reject" and not result["reasons"]
+            if result["pd"] is not None:
+                self.probability += float.fromhex(result["pd"])
+                self.scored += 1
 
     def merge(self, other: "BatchDecisions") -> None:
         """Count another period's batch too; the id is that of the latest."""
@@ -101,19 +121,18 @@ def decide_period(
     """
     with warehouse.session() as tables:
         batch = current_batch(tables, spec, period)
-        rows = _rows_of(tables, spec, batch) if batch is not None else pd.DataFrame()
-        refused = _refused_across(tables, spec, batch) if batch is not None else {}
+        refused = {} if batch is None else _refused_across(tables, spec, batch)
     if batch is None:
         raise UserError(
             f"no batch of applications was accepted for {period}",
             where=f"{spec.name}/decisions",
             remedy=f"materialize {spec.name}/applications of this period, and settle its incident if it has one.",
         )
-    outcome = BatchDecisions(str(batch["batch_id"]), applications=len(rows))
+    outcome = BatchDecisions(str(batch["batch_id"]))
     context = log.context(decision_context(spec, decider, version, run_id))
     received = pd.Timestamp(batch["received_at"]).tz_localize("UTC").isoformat()
-    for start in range(0, len(rows), CHUNK):
-        part = rows.iloc[start : start + CHUNK]
+    for part in _chunks_of(warehouse, spec, batch):
+        places = list(zip(part["source"].tolist(), part["row"].tolist(), strict=True))
         request = Request(
             payloads=part["payload"].tolist(),
             until=end_of(spec, period),
@@ -121,42 +140,58 @@ def decide_period(
             channel="batch",
             received_at=received,
             batch_id=outcome.batch_id,
-            sources=[
-                {"file": file, "row": int(row)} for file, row in zip(part["source"], part["row"].tolist(), strict=True)
-            ],
-            refused={
-                at: refused[place]
-                for at, place in enumerate(zip(part["source"], part["row"].tolist(), strict=True))
-                if place in refused
-            },
+            sources=[{"file": file, "row": row} for file, row in places],
+            refused={at: refused[place] for at, place in enumerate(places) if place in refused},
         )
-        decided = decider.decide(request)
-        records = list(decider.records(decided))
-        added = log.append(_stamped(records, now), context)
-        outcome.decided += added
-        outcome.known += len(records) - added
-        outcome.without_reason += sum(
-            record["result"]["decision"] == "reject" and not record["result"]["reasons"] for record in records
-        )
-        outcome.add(decided, [record["result"]["rule"] for record in records])
+        outcome.applications += len(places)
+        _decide_new(log, decider, request, context, outcome, now)
     return outcome
 
 
-def _stamped(records: Sequence[dict[str, Any]], now: datetime | None) -> Iterator[dict[str, Any]]:
+def _decide_new(
+    log: DecisionLog, decider: Decider, request: Request, context: str, outcome: BatchDecisions, now: datetime | None
+) -> None:
+    """Decide on the applications that have no decision yet, and count what stands for each of the request."""
+    names = request.decision_ids(decider.spec.name)
+    known = log.recorded(names)
+    first = {name: at for at, name in reversed(list(enumerate(names))) if name not in known}
+    fresh = sorted(first.values())
+    others = [name for at, name in enumerate(names) if first.get(name) != at]
+    if fresh:
+        decided = decider.decide(request.select(fresh))
+        if log.append(_stamped(decider.records(decided), now), context) == len(fresh):
+            outcome.add(decided)
+        else:
+            # Another run was faster with some of them: what it recorded stands.
+            others = names
+    outcome.add_known(log.get(name).body for name in others)
+
+
+def _stamped(records: Iterable[dict[str, Any]], now: datetime | None) -> Iterator[dict[str, Any]]:
     moment = (now or datetime.now(UTC)).isoformat()
     for record in records:
         yield {**record, "decided_at": moment}
 
 
-def _rows_of(tables: Tables, spec: Spec, batch: Mapping[str, Any]) -> pd.DataFrame:
-    return tables.query(
-        f"select row, source, payload from {spec.name}.raw_applications where batch_id = ? order by source, row",
-        [batch["batch_id"]],
-    )
+def _chunks_of(warehouse: Warehouse, spec: Spec, batch: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
+    """Yield a batch's raw rows in order; the warehouse is not held while they are worked on."""
+    after, last = "", list[Any]()
+    while True:
+        part = warehouse.query(
+            f"select source, row, payload from {spec.name}.raw_applications where batch_id = ? {after} "
+            f"order by source, row limit {CHUNK}",
+            [batch["batch_id"], *last],
+        )
+        if len(part):
+            yield part
+        if len(part) < CHUNK:
+            return
+        end = part.iloc[-1]
+        after, last = "and (source, row) > (?, ?)", [str(end["source"]), int(end["row"])]
 
 
 def _refused_across(tables: Tables, spec: Spec, batch: Mapping[str, Any]) -> dict[tuple[str, int], list[str]]:
-    """Return the rules across rows that rows of the batch broke, by source and row: a week has several files."""
+    """Return the rules that only several rows together break, by file and row."""
     rules = ", ".join(f"'{rule}'" for rule in ACROSS_ROWS)
     found = tables.query(
         f"select source, row, rule from {spec.name}.quarantined_applications where batch_id = ? and rule in ({rules}) "
