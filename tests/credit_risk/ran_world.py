@@ -68,7 +68,7 @@ RAW: Mapping[str, Any] = merged(
         "gbm": {"trees": 60},
         "outliers": {"trees": 25},
         "monitoring": {"reference_periods": 26, "window_rows": 500, "realised_rows": 100, "realised_bads": 5},
-        "retraining": {"new_outcomes": 100_000, "maximum_age_days": 36_500, "cool_down_days": 0},
+        "retraining": {"new_outcomes": 100_000, "maximum_age_days": 36_500, "cool_down_days": 0, "budget": 9},
     },
 )
 
