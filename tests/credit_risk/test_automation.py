@@ -201,12 +201,7 @@ def _launched(bank: Bank, request: dg.RunRequest, status: dg.DagsterRunStatus) -
     """Create the run that a tick asked for, as the daemon does, and leave it in a status."""
     job = bank.defs().resolve_job_def(f"{NAME}_train")
     tags = {**request.tags, "dagster/run_key": str(request.run_key), "dagster/partition": str(request.partition_key)}
-    if status != dg.DagsterRunStatus.QUEUED:
-        return bank.instance.create_run_for_job(job, status=status, tags=tags)
-    run = bank.instance.create_run_for_job(job, tags=tags)
-    event = dg.DagsterEvent(dg.DagsterEventType.PIPELINE_ENQUEUED.value, run.job_name)
-    bank.instance.report_dagster_event(event, run.run_id)
-    return run
+    return bank.instance.create_run_for_job(job, status=status, tags=tags)
 
 
 def _only(bank: Bank) -> dg.RunRequest:
@@ -286,7 +281,7 @@ def test_each_guard_holds_whatever_asks_and_says_why(quiet: Bank, guard: str) ->
     assert detail in _skipped(quiet.with_spec(retraining=settings), guard)
 
 
-@pytest.mark.parametrize("status", ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"])
+@pytest.mark.parametrize("status", ["NOT_STARTED", "STARTING", "STARTED", "CANCELING"])
 def test_a_training_in_flight_is_waited_for(quiet: Bank, status: str) -> None:
     _request(quiet)
     run = _launched(quiet, _only(quiet), dg.DagsterRunStatus[status])
