@@ -61,7 +61,7 @@ def replay(
     console().print(f"{found.equal} of {found.compared} decisions are byte-equal")
     if found.differing or problems:
         raise UserError(
-            f"{len(found.differing)} decision(s) differ, {len(problems)} entries of the log are broken",
+            f"{found.different} decision(s) differ, {len(problems)} entries of the log are broken",
             where=f"{system} decisions",
             remedy="the entries are named above: restore the log, the model files or the code that they name.",
         )

@@ -278,11 +278,11 @@ def decision_results(
         spec.risk, "output", "the_log_is_unbroken", key, "failed" if problems else "passed", told,
         {"problems": len(problems)},
     )  # fmt: skip
-    status = "failed" if replayed.differing else "passed" if replayed.compared else "not_assessed"
+    status = "failed" if replayed.different else "passed" if replayed.compared else "not_assessed"
     yield outcome(
         spec.risk, "output", "decisions_replay", key, status,
         f"{replayed.equal} of {replayed.compared} decisions are byte-equal." if replayed.compared else "no decisions.",
-        {"compared": replayed.compared, "differing": len(replayed.differing)},
+        {"compared": replayed.compared, "differing": replayed.different},
     )  # fmt: skip
 
 

@@ -161,7 +161,7 @@ class Decider:
         kept = ~typed.index.isin(list(request.refused))
         typed = typed[kept]
         features = self.model.schema.matrix(typed)
-        scores = self.model.score(features)
+        scores = self._score(features)
         reasons = explain(scores, features, self.model.schema, most=self.policy.reasons)
         unusual = self.outliers.score(features)
         chosen = self.policy.decide(
@@ -230,6 +230,16 @@ class Decider:
                 "rule": name,
                 "reasons": reasons,
             }
+
+    def _score(self, features: pd.DataFrame) -> Scores:
+        try:
+            return self.model.score(features)
+        except ArithmeticError as error:
+            raise UserError(
+                f"the model contradicts itself: {error}",
+                where=f"{self.spec.name} decisions",
+                remedy="nothing was decided: reasons that do not add up are not true; use another model version.",
+            ) from error
 
     def _refuse_protected(self, rows: Sequence[Mapping[str, Any]]) -> None:
         named: set[str] = set().union(*rows)

@@ -14,12 +14,15 @@ from mlops_assets.credit_risk import pipeline
 from mlops_assets.credit_risk.deciding import Decider, Request
 from mlops_assets.credit_risk.decision_log import DecisionLog
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.files import canonical_json
+from mlops_assets.foundation.files import canonical_json, sha256_hex
 from mlops_assets.foundation.journal import Entry
 from mlops_assets.foundation.registry import ModelVersion, Registry
 
 COMPARED = ("payload_sha256", "features", "flags", "result")
 """What of a decision is made again; ids and times are taken as they were."""
+
+DETAILED = 1_000
+"""Where everything differs, this many decisions say why; the others are counted."""
 
 _ROWS = 5_000
 
@@ -50,15 +53,22 @@ class Difference:
 
 @dataclass
 class ReplaySummary:
-    """How many decisions were made again, and which of them differ."""
+    """How many decisions were made again, and which of them differ; the first `DETAILED` are kept in full."""
 
     compared: int = 0
+    different: int = 0
     differing: list[Difference] = field(default_factory=list)
 
     @property
     def equal(self) -> int:
         """Decisions whose bytes are the same."""
-        return self.compared - len(self.differing)
+        return self.compared - self.different
+
+    def differ(self, difference: Difference) -> None:
+        """Note a decision that came out differently."""
+        self.different += 1
+        if len(self.differing) < DETAILED:
+            self.differing.append(difference)
 
 
 class Replayer:
@@ -85,13 +95,26 @@ class Replayer:
                 try:
                     decider = self.decider(context)
                 except UserError as error:
-                    found.differing += [Difference(body["decision_id"], body, None, str(error)) for body in bodies]
-                    continue
-                for body, again in zip(bodies, self.decided_again(decider, bodies), strict=True):
-                    one, other = ({name: each[name] for name in COMPARED} for each in (body, again))
-                    if canonical_json(one) != canonical_json(other):
-                        found.differing.append(Difference(body["decision_id"], one, other))
+                    for body in bodies:
+                        found.differ(Difference(body["decision_id"], {}, None, str(error)))
+                else:
+                    self._compare(decider, bodies, found)
         return found
+
+    def _compare(self, decider: Decider, bodies: list[Mapping[str, Any]], found: ReplaySummary) -> None:
+        try:
+            replayed = list(self.decided_again(decider, bodies))
+        except UserError as error:
+            if len(bodies) > 1:  # one that cannot be made again keeps no other from it
+                for body in bodies:
+                    self._compare(decider, [body], found)
+            else:
+                found.differ(Difference(bodies[0]["decision_id"], {}, None, str(error)))
+            return
+        for body, again in zip(bodies, replayed, strict=True):
+            one, other = ({name: each[name] for name in COMPARED} for each in (body, again))
+            if canonical_json(one) != canonical_json(other):
+                found.differ(Difference(body["decision_id"], one, other))
 
     def decider(self, context_sha256: str) -> Decider:
         """Return what decided in a context, every file checked against its hash.
@@ -99,10 +122,16 @@ class Replayer:
         Raises
         ------
         UserError
-            A model file, the version's content or its table of reasons is not what it was then.
+            The context, a model file, the version's content or its table of reasons is not what it was then.
         """
         if context_sha256 not in self._deciders:
             context = self.log.context_of(context_sha256)
+            if sha256_hex(canonical_json(context)) != context_sha256:
+                raise UserError(
+                    "it no longer is what decisions were made with: it does not have its SHA-256",
+                    where=f"context {context_sha256[:12]}",
+                    remedy="verify the log, and restore it from a backup.",
+                )
             version = self._version(context)
             policy = {name: value for name, value in context["policy"].items() if name != "version"}
             decider = pipeline.load_decider(pipeline.spec_of(context["contract"]), self.registry, version, policy)
