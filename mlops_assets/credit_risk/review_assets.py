@@ -48,6 +48,6 @@ def build_review_assets(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinitio
         """What mending or dropping loans does to a model that is else the same, on untouched out-of-time loans."""
         found = data_centric.slice_experiment(spec, judgement.frames_of(training_set))
         picture = md.picture(found.picture(), "Change in AUC by what is done to the training loans")
-        return dg.MaterializeResult(metadata={"picture": picture, "changes": md.table(found.table()), **found.facts()})
+        return dg.MaterializeResult(metadata={"picture": picture, "effects": md.table(found.table()), **found.facts()})
 
     return [weak_slices, likely_label_errors, slice_experiment]
