@@ -46,7 +46,9 @@ def main() -> None:
 @click.option("--system", type=click.Choice(["all", *SYSTEMS]), default="all", show_default=True, help="Which system.")
 @click.option("--users", default=2_000, show_default=True, help="Users of the listening world, 200 to 1,000,000.")
 @click.option("--weeks", default=13, show_default=True, help="Weeks of listening (at least 4).")
-@click.option("--applications", default=40, show_default=True, help="Loan applications a day (20 to 1,000).")
+@click.option(
+    "--applications", default=40, show_default=True, type=click.IntRange(20, 1_000), help="Loan applications a day."
+)
 def demo(system: str, users: int, weeks: int, applications: int) -> None:
     """Run the systems on their sample worlds: playlists for two weeks; a loan book with a shock and a bad model."""
     from mlops_assets.demo_credit import tell

@@ -44,13 +44,14 @@ def replay(
     system: str, decision: str | None, everything: bool, since: str | None, until: str | None, spec_file: Path | None
 ) -> None:
     """Make decisions again from their records and compare every byte of their results."""
-    if (decision is None) == (not everything) or (decision is not None and (since or until)):
+    if (decision is None) == (not everything) or (decision is not None and (since, until) != (None, None)):
         raise UserError(
             "it is not said which decisions",
             where="replay",
             remedy="name one decision, or give --all; --from and --to go with --all.",
         )
-    first, last = moment_of(since, "--from") if since else None, moment_of(until, "--to") if until else None
+    first = None if since is None else moment_of(since, "--from")
+    last = None if until is None else moment_of(until, "--to")
     with desk(system, spec_file) as at:
         problems = at.tracer.verify_log()
         found = at.tracer.replay(decision, since=first, until=last)

@@ -59,6 +59,7 @@ class Follow:
     failures: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     checks: dict[str, bool] = field(default_factory=dict)
+    blocked: dict[str, list[str]] = field(default_factory=dict)
 
     def __call__(self, entry: Any) -> None:
         """Take in one event of the run."""
@@ -73,7 +74,11 @@ class Follow:
         elif kind == "STEP_SUCCESS":
             self.on_step(str(event.step_key), data.duration_ms / 1000)
         elif kind == "STEP_FAILURE":
-            self.failures[str(event.step_key)] = _cause(data.error)
+            # A step that its checks stopped says no more than their number.
+            told = self.blocked.get(str(event.step_key))
+            self.failures[str(event.step_key)] = (
+                "\n    ".join(["its checks stop it", *told]) if told else _cause(data.error)
+            )
         elif kind == "PIPELINE_FAILURE" and not self.failures and data.error is not None:
             # Something failed outside all steps, such as a resource that cannot be opened.
             self.failures["before any step"] = _cause(data.error)
@@ -81,7 +86,10 @@ class Follow:
             name = f"{data.asset_key.to_user_string()}:{data.check_name}"
             self.checks[name] = data.passed
             if not data.passed:
-                self.warnings.append(f"{name}: {data.description or 'did not pass'}")
+                text = f"{name}: {data.description or 'did not pass'}"
+                self.warnings.append(text)
+                if data.blocking and data.severity == dg.AssetCheckSeverity.ERROR:
+                    self.blocked.setdefault(str(event.step_key), []).append(text)
 
     def causes(self) -> dict[str, list[str]]:
         """Return each cause once, with the steps that failed from it."""

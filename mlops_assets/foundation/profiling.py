@@ -6,6 +6,7 @@ What belongs here: whylogs profiles and the rules on them. What does not: distan
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -135,6 +136,8 @@ class Profile:
                 where=where,
                 remedy="delete the file and materialize the profile of this partition again from its data.",
             )
+        # The hash has held: a profile without columns is one of an empty batch, which whylogs takes for damage.
+        logging.getLogger(DatasetProfileView.__module__).setLevel(logging.ERROR)
         view = DatasetProfileView.deserialize(body)
         own = json.loads(view.metadata[_METADATA])
         return cls(
