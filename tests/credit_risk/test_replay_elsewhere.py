@@ -160,10 +160,14 @@ class TestItWouldBeNoticed:
         assert all("expected SHA-256" in each.problem for each in found.differing)
 
 
-@pytest.mark.parametrize(("seed", "threads"), [("0", "1"), ("4242", "4")])
-def test_another_process_makes_the_same_bytes(seed, threads, bodies):
-    threading = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed, **threading}
+@pytest.mark.parametrize(
+    ("seed", "threads", "vectors"), [("0", "1", True), ("4242", "4", False)], ids=["one thread", "no vector units"]
+)
+def test_another_process_makes_the_same_bytes(seed, threads, vectors, bodies):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
+    environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+    if not vectors:  # as on an older processor
+        environment["NPY_DISABLE_CPU_FEATURES"] = " ".join(np.show_config("dicts")["SIMD Extensions"]["found"])
     command = [sys.executable, "-m", "tests.credit_risk.test_replay_elsewhere", "replay"]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
