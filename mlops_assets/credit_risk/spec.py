@@ -225,6 +225,7 @@ class Gates(Block):
     """Bounds that a candidate must keep; each is judged with its interval on evidence stored with the version."""
 
     minimum_auc: float = Field(0.6, ge=0.5, lt=1, description="Least AUC out of time.")
+    maximum_auc: float = Field(0.93, gt=0.5, le=1, description="AUC out of time that is too good to be true.")
     auc_loss: float = Field(0.005, ge=0, description="AUC that a candidate may lose against the champion.")
     minimum_ks: float = Field(0.15, ge=0, lt=1, description="Least Kolmogorov-Smirnov distance.")
     brier_rise: float = Field(0.02, ge=0, description="Relative rise of the Brier score against the champion.")
@@ -247,6 +248,14 @@ class Gates(Block):
         description="Protected attribute: why its bias report may stay not assessed, or its bound may be missed.",
     )
     proposal_days: float = Field(14.0, gt=0, description="Days after which a proposal expires.")
+
+    @model_validator(mode="after")
+    def _some_auc_passes(self) -> "Gates":
+        if self.minimum_auc >= self.maximum_auc:
+            raise ValueError(
+                f"gates: minimum_auc {self.minimum_auc} leaves nothing below maximum_auc {self.maximum_auc}"
+            )
+        return self
 
 
 class Monitoring(Block):
