@@ -67,8 +67,9 @@ def _decisions(spec: Spec, names: Names) -> dg.AssetsDefinition:
         witness = tracing.witness(log)
         shown = results.decisions_metadata(outcome, champion, decider.policy, witness)
         yield dg.MaterializeResult(metadata=shown)
-        sample = tracing.replay_sample(spec, log, registry, periods, rows=200)
-        yield from checks.decision_results(spec, names, outcome, log.verify(), sample)
+        problems = log.verify(tracing.witnesses(spec, context.instance))
+        sample = tracing.replay_sample(log, registry, periods, rows=200)
+        yield from checks.decision_results(spec, names, outcome, problems, sample)
 
     return decisions
 

@@ -9,11 +9,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mlops_assets.credit_risk import incidents, pipeline
+from mlops_assets.credit_risk._trace_links import (
+    Link,
+    approval_link,
+    decision_link,
+    model_link,
+    place_text,
+    plain,
+    reason_text,
+    rules_of,
+    unbroken,
+)
 from mlops_assets.credit_risk.decision_log import DecisionLog
 from mlops_assets.credit_risk.models import model_name
 from mlops_assets.credit_risk.replaying import Difference, Replayer, ReplaySummary
@@ -24,7 +35,20 @@ from mlops_assets.foundation.journal import Entry, Journal, Problem
 from mlops_assets.foundation.registry import ChampionHistory, ChampionRecord, ModelVersion, Registry
 from mlops_assets.foundation.resources import Warehouse
 
-__all__ = ["Difference", "Impact", "ReplaySummary", "Rescored", "Trace", "Tracer", "replay_sample", "witness"]
+if TYPE_CHECKING:
+    import dagster as dg
+
+__all__ = [
+    "Difference",
+    "Impact",
+    "ReplaySummary",
+    "Rescored",
+    "Trace",
+    "Tracer",
+    "replay_sample",
+    "witness",
+    "witnesses",
+]
 
 ENTRIES, HEAD = "log_entries", "log_head_sha256"
 _CHUNK = 5_000
@@ -37,11 +61,24 @@ def witness(log: DecisionLog) -> dict[str, Any]:
     return {ENTRIES: head.number, HEAD: head.sha256}
 
 
-def replay_sample(
-    spec: Spec, log: DecisionLog, registry: Registry, periods: Sequence[str], *, rows: int
-) -> ReplaySummary:
+def witnesses(spec: Spec, instance: "dg.DagsterInstance") -> Iterator[tuple[int, str]]:
+    """Yield the heads of the log that runs have noted in Dagster's event log, the latest first."""
+    import dagster as dg
+
+    key, cursor = dg.AssetKey([spec.name, "decisions"]), None
+    while True:
+        page = instance.fetch_materializations(key, limit=500, cursor=cursor)
+        for event in page.records:
+            found = event.asset_materialization.metadata if event.asset_materialization else {}
+            if ENTRIES in found and HEAD in found and found[ENTRIES].value:
+                yield int(str(found[ENTRIES].value)), str(found[HEAD].value)
+        if not page.has_more:
+            return
+        cursor = page.cursor
+
+
+def replay_sample(log: DecisionLog, registry: Registry, periods: Sequence[str], *, rows: int) -> ReplaySummary:
     """Make the first decisions of the last of these periods again; a check must not take as long as the batch."""
-    del spec
     return Replayer(log, registry).replay(islice(log.of_period(periods[-1]), rows))
 
 
@@ -59,10 +96,6 @@ class Trace:
             for link, pairs in self.links.items()
             for name, value in pairs
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the links as plain values."""
-        return {"decision_id": self.decision_id, **{link: dict(pairs) for link, pairs in self.links.items()}}
 
 
 @dataclass(frozen=True)
@@ -137,32 +170,34 @@ class Tracer:
     def trace(self, name: str) -> list[Trace]:
         """Return the chain behind a decision, or behind every decision on an application, oldest first.
 
+        A link that is broken says so in its place and hides no other.
+
         Raises
         ------
         UserError
             Nothing is called like that.
         """
-        found = self._entries(name)
-        return [self._trace(entry, found) for entry in found]
+        return [self._trace(entry) for entry in self._entries(name)]
 
     def _entries(self, name: str) -> list[Entry]:
+        """Return the decision of this name and those on the application of this name: an id may look like the other."""
         on_application = self.log.find(name)
-        return on_application or [self.log.get(name)]
+        if on_application and not self.log.recorded([name]):
+            return on_application
+        return [self.log.get(name), *on_application]
 
-    def _trace(self, entry: Entry, all_of_it: Sequence[Entry]) -> Trace:
+    def _trace(self, entry: Entry) -> Trace:
         body = entry.body
         context = self.log.context_of(body["context_sha256"])
-        version = self.registry.get(context["model"]["name"], context["model"]["version"])
-        approved = self._approval(version, pd.Timestamp(body["decided_at"]).to_pydatetime())
-        links: dict[str, list[tuple[str, Any]]] = {
-            "decision": _decision_link(body),
-            "reasons": [(reason["theme"], _reason(reason)) for reason in body["result"]["reasons"]] or [("", "none")],
-            "application": self._application_link(body, entry, all_of_it),
-            "batch": self._batch_link(body),
-            "model": _model_link(version, context),
-            "training set": self._training_link(version),
-            "approval": _approval_link(approved),
-            "checks": self._checks_link(version, approved),
+        links: dict[str, Sequence[tuple[str, Any]]] = {
+            "decision": decision_link(body),
+            "reasons": [(each["theme"], reason_text(each)) for each in body["result"]["reasons"]] or [("", "none")],
+            "application": self._application_link(body, entry),
+            "batch": unbroken(lambda: self._batch_link(body)),
+            "model": unbroken(lambda: model_link(self._version(context), context)),
+            "training set": unbroken(lambda: self._training_link(context)),
+            "approval": unbroken(lambda: approval_link(self._approval(body, context))),
+            "checks": unbroken(lambda: self._checks_link(body, context)),
             "policy": [("", ", ".join(f"{name} {value}" for name, value in context["policy"].items()))],
             "code": [(name, value) for name, value in context["made_by"].items()],
             "log": [
@@ -177,20 +212,21 @@ class Tracer:
             ]
         return Trace(body["decision_id"], links)
 
-    def _application_link(
-        self, body: Mapping[str, Any], entry: Entry, all_of_it: Sequence[Entry]
-    ) -> list[tuple[str, Any]]:
+    def _version(self, context: Mapping[str, Any]) -> ModelVersion:
+        return self.registry.get(context["model"]["name"], context["model"]["version"])
+
+    def _application_link(self, body: Mapping[str, Any], entry: Entry) -> Link:
         flags = body["flags"]
-        link: list[tuple[str, Any]] = [
+        link: Link = [
             ("id", body["application_id"]), ("payload sha256", body["payload_sha256"]),
-            ("source", _place(body["source"])), ("received", body["received_at"]),
-            ("features", ", ".join(f"{name} {_plain(value)}" for name, value in body["features"].items())),
+            ("source", place_text(body["source"])), ("received", body["received_at"]), *body.get("asked", {}).items(),
+            ("features", ", ".join(f"{name} {plain(value)}" for name, value in body["features"].items())),
         ]  # fmt: skip
         link += [("broken rule", f"{each['rule']}: {each['value']!r}, {each['bound']}") for each in flags["broken"]]
         link += [("refused by", rule) for rule in flags["refused"]]
         if flags["outlier"] is not None and flags["outlier"]["flagged"]:
             link.append(("outlier", f"set apart by {flags['outlier']['main_feature']}"))
-        earlier = [each for each in all_of_it if each.number < entry.number]
+        earlier = [each for each in self.log.find(body["application_id"]) if each.number < entry.number]
         if earlier:
             before = earlier[-1].body
             now, then = body["payload"], before["payload"]
@@ -199,13 +235,13 @@ class Tracer:
             link += [("changed since", f"{name}: {then.get(name)!r} -> {now.get(name)!r}") for name in sorted(changed)]
         return link
 
-    def _batch_link(self, body: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    def _batch_link(self, body: Mapping[str, Any]) -> Link:
         if body["batch_id"] is None:
             return [("", f"none: it came by {body['channel']}")]
-        found = self.warehouse.query(
-            f"select sha256, rows, received_at, run_id, status from {self.spec.name}.batches where batch_id = ?",
-            [body["batch_id"]],
-        )
+        with self.warehouse.session() as tables:
+            table = f"{self.spec.name}.batches"
+            sql = f"select sha256, rows, received_at, run_id, status from {table} where batch_id = ?"
+            found = tables.query(sql, [body["batch_id"]]) if tables.exists(table) else pd.DataFrame()
         if found.empty:
             return [("id", body["batch_id"]), ("", "it is not in the warehouse")]
         row = found.iloc[0]
@@ -216,29 +252,28 @@ class Tracer:
             *[("incident", f"{each.id} {each.rule}: {each.state} {each.reason or ''}") for each in told],
         ]  # fmt: skip
 
-    def _training_link(self, version: ModelVersion) -> list[tuple[str, Any]]:
+    def _training_link(self, context: Mapping[str, Any]) -> Link:
         from mlops_assets.foundation.snapshots import SnapshotStore
 
-        sha256 = version.tags["training_set"]
-        try:
-            facts = SnapshotStore(self.root / "snapshots").load(sha256).metadata
-        except UserError as error:
-            return [("sha256", sha256), ("", str(error))]
-        shown = ("as_of", "split", "good", "bad", "test_from", "batches", "batches_sha256")
-        return [("sha256", sha256), *[(name, facts[name]) for name in shown if name in facts]]
+        sha256 = context["model"]["training_set"]
+        facts = unbroken(lambda: list(SnapshotStore(self.root / "snapshots").load(sha256).metadata.items()))
+        shown = ("", "as_of", "split", "good", "bad", "test_from", "batches", "batches_sha256")
+        return [("sha256", sha256), *[(name, value) for name, value in facts if name in shown]]
 
-    def _approval(self, version: ModelVersion, moment: datetime) -> ChampionRecord | None:
-        """Return the record by which the version served at a moment: an approval, or a rollback to it."""
-        record = self.history.production_at(moment)
-        if record is not None and record.version == version.version:
+    def _approval(self, body: Mapping[str, Any], context: Mapping[str, Any]) -> ChampionRecord | None:
+        """Return the record by which the version served when it decided: an approval, or a rollback to it."""
+        number = context["model"]["version"]
+        record = self.history.production_at(datetime.fromisoformat(body["decided_at"]))
+        if record is not None and record.version == number:
             return record
-        moves = [each for each in self.history.records() if each.to_version == version.version]
+        moves = [each for each in self.history.records() if each.to_version == number]
         return moves[0] if moves else None
 
-    def _checks_link(self, version: ModelVersion, approved: ChampionRecord | None) -> list[tuple[str, Any]]:
+    def _checks_link(self, body: Mapping[str, Any], context: Mapping[str, Any]) -> Link:
+        approved = self._approval(body, context)
         if approved is None or approved.evidence_sha256 is None:
             return [("", "no evidence is recorded")]
-        gates = self.registry.evidence(version, approved.evidence_sha256)["gates"]
+        gates = self.registry.evidence(self._version(context), approved.evidence_sha256)["gates"]
         passed = sum(gate["status"] == "passed" for gate in gates)
         others = [(gate["gate"], f"{gate['status']}: {gate['reason']}") for gate in gates if gate["status"] != "passed"]
         return [("", f"{passed} of {len(gates)} passed"), *others]
@@ -258,22 +293,7 @@ class Tracer:
 
     def verify_log(self) -> list[Problem]:
         """Return what is wrong with the log, held against every head that Dagster's event log is witness of."""
-        return self.log.verify(self._witnesses())
-
-    def _witnesses(self) -> Iterator[tuple[int, str]]:
-        import dagster as dg
-
-        cursor: str | None = None
-        while True:
-            key = dg.AssetKey([self.spec.name, "decisions"])
-            page = self.history.instance.fetch_materializations(key, limit=500, cursor=cursor)
-            for event in page.records:
-                found = event.asset_materialization.metadata if event.asset_materialization else {}
-                if ENTRIES in found and HEAD in found and found[ENTRIES].value:
-                    yield int(str(found[ENTRIES].value)), str(found[HEAD].value)
-            if not page.has_more:
-                return
-            cursor = page.cursor
+        return self.log.verify(witnesses(self.spec, self.history.instance))
 
     # --- Forward to decisions ---
 
@@ -295,7 +315,7 @@ class Tracer:
             return Impact(f"rule {rule}", decided_by)
         # A rule that quarantined is not what decided: it is among the flags of those that were referred for it.
         quarantined = self.log.touched(rule="quarantined")
-        touched = (entry for entry in quarantined if rule in _rules_of(entry.body["flags"]))
+        touched = (entry for entry in quarantined if rule in rules_of(entry.body["flags"]))
         return Impact(f"rule {rule} (quarantine)", self.log.frame(touched))
 
     def rescore(self, *, model: int, by: str, reason: str) -> Rescored:
@@ -338,51 +358,3 @@ class Tracer:
         mine = (entry for entry in rescores if entry.body["context_sha256"] == context)
         frame = self.log.comparison(entry for entry in mine if entry.body["decision_id"] in ids)
         return Rescored(champion.version, frame)
-
-
-def _decision_link(body: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    result = body["result"]
-    return [
-        ("what", f"{result['decision']} by rule {result['rule']}"), ("period", body["period"]),
-        ("channel", body["channel"]), ("decided", body["decided_at"]),
-        ("default probability", _plain(result["pd"])), ("margin", _plain(result["margin"])),
-        ("points", result["points"]),
-    ]  # fmt: skip
-
-
-def _model_link(version: ModelVersion, context: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        ("version", f"{version} ({context['model']['kind']})"), ("sha256", version.sha256),
-        ("trained by", version.tags.get("trained_by")), ("registered", version.created),
-        ("training run", version.tags.get("run_id")), ("code version", version.tags.get("code_version")),
-        ("baseline of reasons", context["baseline"]),
-    ]  # fmt: skip
-
-
-def _approval_link(record: ChampionRecord | None) -> list[tuple[str, Any]]:
-    if record is None:
-        return [("", "it never served")]
-    return [
-        ("verdict", record.verdict), ("by", record.by), ("at", record.logged_at), ("reason", record.reason),
-        ("evidence", record.evidence_sha256), ("record", record.record_sha256),
-    ]  # fmt: skip
-
-
-def _rules_of(flags: Mapping[str, Any]) -> set[str]:
-    return {each["rule"] for each in flags["broken"]} | set(flags["refused"])
-
-
-def _reason(reason: Mapping[str, Any]) -> str:
-    weight = float.fromhex(reason["contribution"])
-    return f"{reason['text']} [{', '.join(reason['features'])}: {weight:+.4g}]"
-
-
-def _place(source: Mapping[str, Any] | None) -> str | None:
-    return None if source is None else f"{source['file']}, row {source['row']}"
-
-
-def _plain(value: Any) -> Any:
-    """Return a number that was recorded as float hex in its usual form, with the hex beside it."""
-    if isinstance(value, str) and value.lstrip("-").startswith("0x"):
-        return f"{float.fromhex(value):.6g} ({value})"
-    return value
