@@ -170,7 +170,9 @@ def mixes_of(spec: Spec, watched: Watched, warehouse: Warehouse, log: DecisionLo
     features = watched.model.schema.matrix(reference)
     before = watched.model.predict(features)
     nothing = np.zeros(len(before), dtype=bool)
-    rules = policy.decide(before, thin=nothing, out_of_range=nothing, outlier=nothing, has_reason=~nothing)
+    rules = policy.decide(
+        before, thin=nothing, out_of_range=nothing, outlier=nothing, has_reason=~nothing, informed=~nothing
+    )
     decisions = [RULES[RULE_NAMES[rule]][0] for rule in rules.tolist()]
     scored = window[window["pd"].notna()]
     found = [
@@ -210,8 +212,6 @@ def realised_of(
 ) -> performance.Realised:
     """Measure the champion on its own decisions whose loans have matured, beside its equally truncated test loans."""
     decisions = log.frame(log.touched(model=watched.version.sha256))
-    if decisions.empty:
-        decisions = pd.DataFrame({"application_id": [], "pd": [], "decision": [], "period": []})
     decisions = decisions[decisions["period"] <= period]
     with warehouse.session() as tables:
         known = labels.matured_labels(tables, spec, period).frame[["application_id", "bad"]]
