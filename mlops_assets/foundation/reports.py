@@ -69,7 +69,7 @@ def serve_reports(root: AnyPath, *, host: str, port: int) -> None:
         )
     with bound(host, port) as listening:
         server = uvicorn.Server(uvicorn.Config(reports_app(root), log_level="warning", ws="none", server_header=False))
-        click.echo(f"reports are shown at {address(listening)}; Ctrl+C stops it")
+        click.echo(f"reports are shown at {address(listening)} (this machine only); Ctrl+C stops it")
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once every request is answered
             server.run(sockets=[listening])
 
