@@ -3,6 +3,7 @@
 What belongs here: what starts which run. What does not: whether to train again (`retraining.py`), and what runs.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,6 +92,10 @@ def retraining_sensor(spec: Spec, train: Job) -> dg.SensorDefinition:
                 context.log.warning("%s", answer.text)
             return dg.SensorResult(skip_reason=answer.text)
         tags = incidents.ask_tags(trigger=answer.trigger, fingerprint=answer.fingerprint, reason=answer.reason)
+        requesters = sorted({asked.by for asked in incidents.open_requests(operations)})
+        if requesters:
+            # The sensor trains for them: none of them may approve what comes of it.
+            tags[pipeline.REQUESTED_TAG] = json.dumps(requesters)
         request = dg.RunRequest(
             run_key=_run_key(context.instance, answer),
             partition_key=period,

@@ -27,11 +27,13 @@ def _code(*modules: str) -> str:
 
 def _tags(context: dg.AssetExecutionContext) -> Mapping[str, str]:
     code = context.assets_def.code_versions_by_key.get(context.asset_key) or "unknown"
+    asked = context.run.tags.get(pipeline.REQUESTED_TAG)
     return {
         "period": context.partition_key,
         "run_id": context.run.run_id,
         "code_version": code,
         "trained_by": pipeline.person_of(context.run.tags),
+        **({"requested_by": asked} if asked else {}),
     }
 
 

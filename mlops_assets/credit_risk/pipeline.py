@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 PERSON_TAG = "mlops_assets/person"
+REQUESTED_TAG = "mlops_assets/requested_by"
 
 
 def history_of(spec: Spec, instance: "dg.DagsterInstance", registry: Registry) -> ChampionHistory:

@@ -73,7 +73,7 @@ def folded(name: str) -> str:
 
 
 def _stranger(record: ChampionRecord, put: ChampionRecord) -> Objection | None:
-    """Object to an approval by whoever trained the candidate, and to one where nobody knows who that was."""
+    """Object to an approval by who trained the candidate or asked for it, and where nobody knows who that was."""
     if not folded(put.trained_by or ""):
         return Objection(
             f"who trained version {put.candidate} is not known, so nobody can be told to be somebody else",
@@ -82,6 +82,19 @@ def _stranger(record: ChampionRecord, put: ChampionRecord) -> Objection | None:
     if folded(record.by) in {"", folded(put.trained_by or "")}:
         return Objection(
             f"{put.trained_by} trained version {put.candidate}, and whoever approves it must be somebody else",
+            "ask a colleague to look at the evidence and to approve.",
+        )
+    try:
+        requesters = {folded(name): name for name in put.requesters}
+    except ValueError:
+        return Objection(
+            f"who asked for the training of version {put.candidate} cannot be read",
+            "train it again, then evaluate and propose that.",
+        )
+    if folded(record.by) in requesters:
+        return Objection(
+            f"{requesters[folded(record.by)]} asked for the training of version {put.candidate}, and whoever approves "
+            "it must be somebody else",
             "ask a colleague to look at the evidence and to approve.",
         )
     return None

@@ -55,7 +55,8 @@ class ChampionHistory(ChampionLog):
         Parameters
         ----------
         verdict, candidate
-            What was decided about which version. A proposal names as trainer the candidate's tag ``trained_by``.
+            What was decided about which version. A proposal names as trainer the candidate's tag ``trained_by``,
+            and as those who asked for the training the JSON list in its tag ``requested_by``.
         by
             Who decided: a person, or the run.
         evidence_sha256
@@ -104,6 +105,7 @@ class ChampionHistory(ChampionLog):
             evidence_sha256,
             candidate_sha256=candidate.sha256,
             trained_by=candidate.tags.get("trained_by"),
+            requested_by=candidate.tags.get("requested_by"),
             expires_at=datetime.now(UTC) + valid_for,
         )
 
@@ -122,7 +124,7 @@ class ChampionHistory(ChampionLog):
         version
             The version, whose proposal must be open.
         by, reason
-            Who approves, which must be somebody else than trained it, and why.
+            Who approves, which must be somebody else than trained it or asked for that, and why.
         evidence_sha256
             The evidence that was looked at; refused unless it is the one that the proposal rests on.
         now
@@ -148,6 +150,7 @@ class ChampionHistory(ChampionLog):
                 to=candidate,
                 candidate_sha256=candidate.sha256,
                 trained_by=put.trained_by,
+                requested_by=put.requested_by,
                 approves=put.record_sha256,
             )
             if objection := ledger.objection(record, max(moment_of(now), datetime.now(UTC))):
@@ -193,6 +196,7 @@ class ChampionHistory(ChampionLog):
                 put.evidence_sha256,
                 candidate_sha256=put.candidate_sha256,
                 trained_by=put.trained_by,
+                requested_by=put.requested_by,
                 rejects=put.record_sha256,
             )
             self._report(record, f"version {version} rejected by {by}: {reason}")

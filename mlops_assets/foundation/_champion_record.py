@@ -27,7 +27,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("sha256", "evidence_sha256", "previous_record_sha256"), (*_TEXT, type(None))),
 }
 # Only a record that has one of them carries them, so that every other record reads and hashes as it always did.
-_OF_APPROVALS = ("candidate_sha256", "trained_by", "expires_at", "approves", "rejects")
+_OF_APPROVALS = ("candidate_sha256", "trained_by", "requested_by", "expires_at", "approves", "rejects")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class ChampionRecord:
         When the event log received it, which is when the pointer moved; None before that.
     candidate_sha256, trained_by
         Of a proposal and of what was decided on it: the candidate's content, and who trained it, if that is known.
+    requested_by
+        A JSON list of the people who asked for the training, where an automation trained for them.
     expires_at
         Until when a proposal may be approved.
     approves, rejects
@@ -85,6 +87,15 @@ class ChampionRecord:
     expires_at: datetime | None = None
     approves: str | None = None
     rejects: str | None = None
+    requested_by: str | None = None
+
+    @property
+    def requesters(self) -> tuple[str, ...]:
+        """The people who asked for the training; ValueError if they cannot be read."""
+        names = json.loads(self.requested_by) if self.requested_by is not None else []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("requested_by")
+        return tuple(names)
 
     @property
     def intact(self) -> bool:

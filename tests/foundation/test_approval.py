@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -116,6 +117,13 @@ def report(history: ChampionHistory, record: ChampionRecord) -> ChampionRecord:
 
 def propose(history: ChampionHistory, number: int, auc: float = 0.78, **more: Any) -> ChampionRecord:
     return report(history, proposal_of(history, number, auc, **more))
+
+
+def propose_as_asked(history: ChampionHistory, requested_by: str) -> ChampionRecord:
+    """Propose version 2 as one that was trained because somebody asked."""
+    candidate = history.registry.get(MODEL, 2)
+    asked = replace(candidate, tags={**candidate.tags, "requested_by": requested_by})
+    return report(history, history.next_record(PROPOSED, asked, by="run 1", evidence_sha256=evidence_of(history, 2)))
 
 
 def judge(history: ChampionHistory, verdict: Verdict, number: int) -> ChampionRecord:
@@ -317,6 +325,30 @@ class TestApproval:
     def test_the_trainer_is_refused_however_the_name_is_written(self, waiting, by):
         with nothing_moves(waiting, "anna trained version 2, and whoever approves it must be somebody else"):
             waiting.approve(2, by=by, reason="good")
+
+    @pytest.mark.parametrize("by", ["mary", " Mary ", "ZO\u00c9"])
+    def test_whoever_asked_for_the_training_is_refused_and_a_third_person_is_not(self, serving, by):
+        put = propose_as_asked(serving, '["mary", "zo\u00e9"]')
+        assert put.requesters == ("mary", "zo\u00e9")
+        with nothing_moves(
+            serving, r"(mary|zo\u00e9) asked for the training of version 2.*somebody else.*ask a colleague"
+        ):
+            serving.approve(2, by=by, reason="good")
+        moved = serving.approve(2, by="boris", reason="good")
+        assert (moved.version, moved.requested_by, serving.verify()) == (2, put.requested_by, [])
+
+    @pytest.mark.parametrize("stated", ["mary", '{"by": "mary"}', "[1]", '"mary"', "null"])
+    def test_where_nobody_can_read_who_asked_for_the_training_nobody_approves(self, serving, stated):
+        propose_as_asked(serving, stated)
+        with nothing_moves(serving, "who asked for the training of version 2 cannot be read.*train it again"):
+            serving.approve(2, by="boris", reason="good")
+
+    def test_an_approval_by_who_asked_that_was_written_by_hand_moves_nothing(self, serving):
+        put = propose_as_asked(serving, '["mary"]')
+        assert put.requesters == ("mary",)
+        report(serving, approval_of(serving, 2, by="mary"))
+        assert serving.current().version == 1
+        assert "mary asked for the training of version 2" in "; ".join(serving.verify())
 
     @pytest.mark.parametrize("number", [4, 5])
     def test_a_candidate_whose_trainer_is_not_known_is_refused(self, serving, number):
