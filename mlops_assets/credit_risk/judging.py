@@ -15,6 +15,7 @@ import pandas as pd
 from mlops_assets.credit_risk import metrics
 from mlops_assets.credit_risk.metrics import Estimate
 from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.registry import ChampionHistory, ChampionRecord, GateResult, ModelVersion, decide
 from mlops_assets.foundation.snapshots import Snapshot
 
@@ -302,8 +303,19 @@ def decide_champion(
         Whether a data incident is open at this moment, which no stored evidence can know.
     by
         The run that decides.
+
+    Raises
+    ------
+    UserError
+        There is no such evidence with the version, or it is about another one.
     """
     evidence = history.registry.evidence(version, evidence_sha256)
+    if evidence["candidate"]["sha256"] != version.sha256:
+        raise UserError(
+            f"the evidence {evidence_sha256[:12]} is about {evidence['candidate']['sha256'][:12]}, not about {version}",
+            where=f"{spec.name}/champion",
+            remedy=f"materialize {spec.name}/evaluation and what follows from it again.",
+        )
     gates = [*read_gates(evidence["gates"]), incident]
     current = history.champion() if history.current() is not None else None
     compared_with = evidence["champion"]["sha256"] if evidence["champion"] else None
