@@ -4,7 +4,8 @@ What belongs here: maturity, what was known when, what is left out and counted, 
 not: reading outcomes (`outcomes_feed.py`), cutting slices (`slices.py`) and models.
 
 Only loans whose application is `target.maturity_days` old count: one that is younger is neither good nor bad, whatever
-is known of it already, because the bad ones show first. Of several outcomes the latest that was known at the moment
+is known of it already, because the bad ones show first. Bad are those that turned bad within these days, or else older
+loans would be worse for having been seen for longer. Of several outcomes of the window the latest that was known
 counts. Outcomes are known of accepted loans alone; how many applications have none is counted, and nothing is inferred
 for them.
 """
@@ -49,7 +50,9 @@ class LabelCounts:
     unknown_ids
         Outcomes of applications that are in no accepted batch.
     good, bad
-        Loans that are learned from.
+        Loans that are learned from: bad are those that turned bad within the window of `target.maturity_days`.
+    after_window
+        Good ones of which only a later outcome is known, bad ones of later among them: the window had passed well.
     """
 
     applications: int
@@ -63,6 +66,7 @@ class LabelCounts:
     unknown_ids: int
     good: int
     bad: int
+    after_window: int
 
     @property
     def conflicts(self) -> int:
@@ -133,20 +137,27 @@ def _judge(tables: Tables, spec: Spec, moment: datetime) -> None:
     last = _last_day(spec, moment)
     first = spec.periods.shift(key_of(last), 1 - spec.training.history_periods)
     parameters = [utc_naive(moment), key_of(last)]
+    # Bad is what turned bad within the window. A later outcome, of either kind, tells that it had not by then.
+    late = f"coalesce(o.outcome_at > a.applied_at + interval {spec.target.maturity_days} day, false)"
+    if spec.target.maturity_days == 0:
+        late = "false"
     tables.execute(
-        "create or replace temp table known as select application_id, outcome, outcome_at, class, contradictory from ("
-        f"select *, {_class(spec)} as class, "
+        "create or replace temp table known as select application_id, outcome, outcome_at, late, "
+        "case when late and class = 1 then 0 else class end as class, contradictory "
+        f"from (select o.*, {late} as late, {_class(spec)} as class, "
         f"min({_class(spec)}) over same <> max({_class(spec)}) over same as contradictory, "
-        "row_number() over (partition by application_id order by outcome_at desc nulls last, period desc, outcome) "
-        "as nr "
-        f"from {spec.name}.outcomes where (outcome_at is null or outcome_at <= ?) and period <= cast(? as date) "
-        "window same as (partition by application_id, outcome_at)) where nr = 1",
+        f"row_number() over (partition by o.application_id order by {late}, case when {late} then o.outcome_at end, "
+        "o.outcome_at desc nulls last, o.period desc, o.outcome) as nr "
+        f"from {spec.name}.outcomes as o left join {spec.name}.current_applications as a using (application_id) "
+        "where (o.outcome_at is null or o.outcome_at <= ?) and o.period <= cast(? as date) "
+        "window same as (partition by o.application_id, o.outcome_at)) where nr = 1",
         parameters,
     )
     matured = f"a.applied_at is null or a.applied_at + interval {spec.target.maturity_days} day <= ?"
     tables.execute(
         "create or replace temp table judged as select a.application_id, k.outcome, k.outcome_at, "
-        "case when k.class = 1 then 1 when k.class = 0 then 0 end as bad, k.outcome is not null as has_outcome, case "
+        "case when k.class = 1 then 1 when k.class = 0 then 0 end as bad, k.outcome is not null as has_outcome, "
+        "k.late, case "
         f"when d.application_id is not null then 'disputed' when not ({matured}) then 'not_matured' "
         "when r.contradictory or k.contradictory then 'contradictory' "
         "when r.application_id is not null and k.outcome is null or k.outcome_at < a.applied_at then 'too_early' "
@@ -185,11 +196,13 @@ def _counts(tables: Tables, spec: Spec) -> LabelCounts:
         f"select count(*) as n from known where application_id not in "
         f"(select application_id from {spec.name}.current_applications)"
     )["n"].iloc[0]
+    late = tables.query("select count(*) as n from judged where state = 'good' and late")["n"].iloc[0]
     names = [
         "not_matured", "without_outcome", "indeterminate", "contradictory", "too_early", "disputed", "good", "bad"
     ]  # fmt: skip
     return LabelCounts(
         applications=sum(states.values()),
+        after_window=int(late),
         early_outcomes=int(early),
         unknown_ids=int(unknown),
         **{name: states.get(name, 0) for name in names},

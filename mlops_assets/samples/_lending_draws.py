@@ -71,7 +71,7 @@ def pick(shares: Floats, uniform: Floats) -> Ints:
         drawn = np.searchsorted(bounds / bounds[-1], uniform, side="right")
     else:
         drawn = (uniform[:, None] * bounds[:, -1:] >= bounds).sum(axis=1)
-    return np.minimum(drawn, shares.shape[-1] - 1).astype(np.int64)
+    return np.asarray(np.minimum(drawn, shares.shape[-1] - 1), dtype=np.int64)
 
 
 def counts(mean: Floats, uniform: Floats, most: int) -> Ints:

@@ -134,7 +134,7 @@ def _soiled(world: World, day: int, frame: pd.DataFrame) -> pd.DataFrame:
     dirty = np.flatnonzero(kinds >= 0)
     if not len(dirty):
         return frame
-    columns = list(frame)
+    columns = [str(name) for name in frame]
     rows = frame.to_numpy(dtype=object).tolist()
     soiled: list[list[object]] = []
     for row, kind, chosen in zip(rows, kinds.tolist(), choice.tolist(), strict=True):
@@ -161,8 +161,8 @@ def _soil(kind: str, row: dict[str, object], chosen: int) -> list[list[object]]:
     elif kind == "impossible_age":
         changed["age"] = 200
     elif kind == "unseen_category":
-        name, value = list(_UNSEEN.items())[chosen % len(_UNSEEN)]
-        changed[name] = value
+        column, unseen = list(_UNSEEN.items())[chosen % len(_UNSEEN)]
+        changed[column] = unseen
     elif kind == "future":
         at = np.datetime64(str(row[AT]).removesuffix("Z"), "s") + np.timedelta64(_FUTURE_DAYS, "D")
         changed[AT] = f"{at}Z"

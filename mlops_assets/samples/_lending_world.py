@@ -34,8 +34,8 @@ class World:
     disparity: float = 0.6
 
     def __post_init__(self) -> None:
-        for name, low, high in (("seed", 0, 2**63 - 1), ("days", 1, 36_500), ("maturity_days", 30, 1_095)):
-            _require_whole(name, getattr(self, name), low, high)
+        for name, least, most in (("seed", 0, 2**63 - 1), ("days", 1, 36_500), ("maturity_days", 30, 1_095)):
+            _require_whole(name, getattr(self, name), least, most)
         for name, low, high in (
             ("applications_per_day", 1, 50_000),
             ("shock_strength", 0, 3),

@@ -250,8 +250,23 @@ def test_what_was_not_known_yet_does_not_count_yet(spec: Spec, feed: Path, wareh
     assert bads(matured(spec, warehouse, datetime(2024, 4, 10, 12))) == {"0001": 0}  # noqa: DTZ001 - taken as UTC
     assert bads(matured(spec, warehouse, "2024-05-19")) == {"0001": 0}
     assert bads(matured(spec, warehouse, "2024-05-20")) == {"0001": 0, "0002": 1}
-    assert bads(matured(spec, warehouse, "2024-06-01")) == {"0001": 1, "0002": 1}
     assert bads(matured(spec, warehouse, "2024-05-31")) == {"0001": 0, "0002": 1}
+    # What turned bad after the window was not bad within it.
+    assert bads(matured(spec, warehouse, "2024-06-01")) == {"0001": 0, "0002": 1}
+
+
+def test_a_loan_is_bad_only_if_it_turned_bad_within_the_window(
+    spec: Spec, feed: Path, warehouse: Warehouse, hear: Hear
+) -> None:
+    apply(spec, feed, warehouse, DAYS[0])
+    one, two, three = (f"{DAYS[0]}-000{number}" for number in (1, 2, 3))
+    hear("2024-04-02", (one, "default", "2024-04-02"))  # the last day but one
+    hear("2025-01-10", (two, "default", "2025-01-10"), (three, "paid", "2025-01-10"))
+    old = matured(spec, warehouse, "2025-02-01")
+    assert bads(old) == {"0001": 1, "0002": 0, "0003": 0}
+    assert old.counts.after_window == 2
+    # However long a loan has been seen for, its window is the same: before the later outcomes nothing was known.
+    assert bads(matured(spec, warehouse, "2025-01-09")) == {"0001": 1}
 
 
 def test_two_deliveries_that_disagree_about_the_same_moment_contradict_each_other(
