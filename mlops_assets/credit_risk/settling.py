@@ -25,17 +25,23 @@ def settle(
     Raises
     ------
     UserError
-        There is no such open incident, the outcome is neither, or name or reason is empty.
+        There is no such open incident, the outcome is neither, name or reason is empty, or the warehouse cannot be
+        opened.
     """
-    closed = incidents.acknowledge(operations, incident, by=by, reason=reason, outcome=outcome)
-    if outcome != "waived" or closed.batch_id is None:
-        return f"{closed.id} is {outcome} by {by}: its batch stays blocked until another delivery replaces it."
-    of_batch = [each for each in incidents.history(operations) if each.batch_id == closed.batch_id]
-    still = [each.id for each in of_batch if each.state == "open"]
-    if still:
-        return f"{closed.id} is waived by {by}; the batch still waits for {', '.join(still)}."
-    if any(each.state == "resolved" for each in of_batch):
-        return f"{closed.id} is waived by {by}; the batch stays blocked, as another of its incidents was resolved."
+    if outcome != "waived":
+        closed = incidents.acknowledge(operations, incident, by=by, reason=reason, outcome=outcome)
+        waits = "" if closed.batch_id is None else ": its batch stays blocked until another delivery replaces it"
+        return f"{closed.id} is {outcome} by {by}{waits}."
+    # The warehouse first: an incident that is closed while its batch cannot be let through would be closed for nothing.
     with warehouse.session() as tables:
+        closed = incidents.acknowledge(operations, incident, by=by, reason=reason, outcome=outcome)
+        if closed.batch_id is None:
+            return f"{closed.id} is waived by {by}."
+        of_batch = [each for each in incidents.history(operations) if each.batch_id == closed.batch_id]
+        still = [each.id for each in of_batch if each.state == "open"]
+        if still:
+            return f"{closed.id} is waived by {by}; the batch still waits for {', '.join(still)}."
+        if any(each.state == "resolved" for each in of_batch):
+            return f"{closed.id} is waived by {by}; the batch stays blocked, as another of its incidents was resolved."
         set_batch_status(tables, spec, closed.batch_id, "accepted")
     return f"{closed.id} is waived by {by}: batch {closed.batch_id} counts as it is."
