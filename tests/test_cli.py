@@ -1,6 +1,5 @@
 """The `mlops-assets` command: what it does, and how it says what a person can mend."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +8,13 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
 from mlops_assets import __version__
-from mlops_assets.cli import main
 from mlops_assets.environment import Environment
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.registry import ChampionHistory
 from mlops_assets.running import Follow, open_instance, run_job
+from tests.commands import invoke, own_settings, told
 from tests.conftest import SMALL, WEEKS, merged
 from tests.contract.guarded import BIN, GuardedWorld, call, guarded_env, guarded_world
 
@@ -26,28 +24,7 @@ PLAYLISTS = dg.AssetKey(["discover_weekly", "playlists"])
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each test has its own home and its own Dagster home; what a command sets is taken back."""
-    for name in list(os.environ):
-        if name.startswith("MLOPS_ASSETS_") and name != "MLOPS_ASSETS_TEST_DATA":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("DAGSTER_HOME", "")
-    monkeypatch.setenv("MLOPS_ASSETS_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-
-
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments))
-
-
-def told(result: Result) -> str:
-    """Return a mistake's message, after the rules that hold for all of them."""
-    assert result.exit_code == 1, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    assert result.stderr.startswith("Error ")
-    assert result.stderr.count("Error ") == 1
-    return result.stderr.removeprefix("Error ").strip()
+    own_settings(monkeypatch, tmp_path)
 
 
 def write_spec(folder: Path, **over: Any) -> str:
@@ -79,13 +56,19 @@ def parsed(world: GuardedWorld, tmp_path: Path) -> None:
 # --- usage ---------------------------------------------------------------------------------------------------------
 
 
+COMMANDS = {
+    "approve", "demo", "impact", "incidents", "playlist", "production-at", "proposals", "reject", "replay", "reports",
+    "rescore", "rollback", "run", "serve", "status", "trace", "training",
+}  # fmt: skip
+
+
 def test_help_names_every_command() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    assert {"demo", "playlist", "rollback", "run", "status"} <= set(result.output.split())
+    assert {line.split()[0] for line in result.output.partition("Commands:")[2].splitlines() if line} == COMMANDS
 
 
-@pytest.mark.parametrize("command", ["demo", "playlist", "rollback", "run", "status"])
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_explains_itself(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.guarded import BIN, ROOT, GuardedWorld, call, guarded_env, guarded_world
+from tests.contract.lender import FIRST, Lender, lender
 
 SWITCHES = {
     "DO_NOT_TRACK": "true",
@@ -59,6 +60,24 @@ def test_a_whole_pipeline_tries_no_connection(world: GuardedWorld) -> None:
 def test_the_guard_was_in_dbt_as_well(world: GuardedWorld) -> None:
     processes = [line for line in world.log if line.startswith("process")]
     assert any(re.search(r"/dbt\b", line) for line in processes)
+
+
+@pytest.fixture(scope="module")
+def credit(tmp_path_factory: pytest.TempPathFactory) -> Lender:
+    return lender(tmp_path_factory)
+
+
+def test_a_credit_model_from_its_data_to_a_served_decision_needs_no_connection(credit: Lender) -> None:
+    assert credit.done.returncode == 0, credit.done.stdout + credit.done.stderr
+    assert credit.answer["decided_by"]["version"] == FIRST
+
+
+def test_a_credit_model_from_its_data_to_a_served_decision_tries_no_connection(credit: Lender) -> None:
+    assert [line for line in credit.log if line.startswith("attempt")] == []
+
+
+def test_the_guard_was_in_the_service_as_well(credit: Lender) -> None:
+    assert any(line.endswith("mlops-assets serve") for line in credit.log if line.startswith("process"))
 
 
 def test_loading_the_code_location_tries_no_connection(tmp_path: Path, world: GuardedWorld) -> None:
