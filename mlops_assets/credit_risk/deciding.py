@@ -170,6 +170,7 @@ class Decider:
             out_of_range=np.asarray(scores.out_of_range.any(axis=1)),
             outlier=unusual.flagged,
             has_reason=reasons.any,
+            informed=reasons.informed,
         )
         rule = np.full(len(frame), _QUARANTINED, dtype=np.int8)
         scored = np.full(len(frame), -1, dtype=np.int64)

@@ -374,7 +374,10 @@ def _at_most(mask: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
 
 def _who(predicted: Floats, reasons: Reasons, asked: NDArray[np.bool_], policy: DecisionPolicy) -> Told:
     nothing = np.zeros(len(predicted), dtype=bool)
-    rules = policy.decide(predicted, thin=nothing, out_of_range=nothing, outlier=nothing, has_reason=reasons.any)
+    rules = policy.decide(
+        predicted, thin=nothing, out_of_range=nothing, outlier=nothing, has_reason=reasons.any,
+        informed=reasons.informed,
+    )  # fmt: skip
     rejected = rules == RULE_NAMES.index("above_cut")
     above = predicted >= policy.reject_from
     order, count = reasons.order[asked], max(int(asked.sum()), 1)

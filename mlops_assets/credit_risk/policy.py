@@ -22,6 +22,7 @@ RULES: Mapping[str, tuple[Decision, str]] = {
     "out_of_range": ("refer", "A value lies beyond everything that the model was trained on; a human decides."),
     "outlier": ("refer", "The application is unlike those that the model was trained on; a human decides."),
     "no_reason": ("refer", "It would be rejected, but no specific reason can be told; a human decides."),
+    "no_information": ("refer", "It would be rejected for nothing but missing information; a human decides."),
     "below_cut": ("accept", "The default probability lies below the cut-off."),
     "above_cut": ("reject", "The default probability lies above the cut-off."),
     "near_cut": ("refer", "The default probability lies within the band around the cut-off; a human decides."),
@@ -47,6 +48,8 @@ class DecisionPolicy:
         When all of these features are missing or special, the file is too thin.
     reasons
         Most reasons that are told.
+    refer_no_information
+        Whether a human decides where nothing but missing information would reject; policies of before did not ask.
     """
 
     accept_below: float
@@ -57,6 +60,7 @@ class DecisionPolicy:
     refer_out_of_range: bool
     insufficient: tuple[str, ...]
     reasons: int
+    refer_no_information: bool = False
 
     @classmethod
     def of(cls, spec: Spec) -> "DecisionPolicy":
@@ -72,7 +76,7 @@ class DecisionPolicy:
             accept, reject = max(cut - given.band / 2, 0.0), min(cut + given.band / 2, 1.0)
         return cls(
             accept, reject, given.loss_given_default, given.margin, given.refer_outliers, given.refer_out_of_range,
-            given.insufficient, given.reasons,
+            given.insufficient, given.reasons, given.refer_no_information,
         )  # fmt: skip
 
     @property
@@ -81,8 +85,9 @@ class DecisionPolicy:
         return sha256_hex(canonical_json(self.to_dict()))[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the policy as plain JSON values."""
-        return {**asdict(self), "insufficient": list(self.insufficient)}
+        """Return the policy as plain JSON values; without a rule that it does not have, as before there was one."""
+        raw = {**asdict(self), "insufficient": list(self.insufficient)}
+        return raw if self.refer_no_information else {k: v for k, v in raw.items() if k != "refer_no_information"}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "DecisionPolicy":
@@ -97,6 +102,7 @@ class DecisionPolicy:
         out_of_range: NDArray[np.bool_],
         outlier: NDArray[np.bool_],
         has_reason: NDArray[np.bool_],
+        informed: NDArray[np.bool_],
     ) -> NDArray[np.int8]:
         """Return for each of n scored applications the position in `RULE_NAMES` of the rule that decides.
 
@@ -104,8 +110,9 @@ class DecisionPolicy:
         ----------
         probability
             (n,) Default probabilities, 0 to 1.
-        thin, out_of_range, outlier, has_reason
-            (n,) What is known of each application beside its probability.
+        thin, out_of_range, outlier, has_reason, informed
+            (n,) What is known of each application beside its probability; `informed` where more than missing
+            information stands behind a reason.
         """
         above = probability >= self.reject_from
         asked = {
@@ -113,6 +120,7 @@ class DecisionPolicy:
             "out_of_range": out_of_range & self.refer_out_of_range,
             "outlier": outlier & self.refer_outliers,
             "no_reason": above & ~has_reason,
+            "no_information": above & ~informed & self.refer_no_information,
             "below_cut": probability < self.accept_below,
             "above_cut": above,
         }

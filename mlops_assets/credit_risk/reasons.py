@@ -28,6 +28,12 @@ ADDITIVITY = 1e-6
 """Largest difference between a score and the sum of its contributions, in the unit of the contributions."""
 
 
+MISSING = "{missing}"
+"""Stands in a sentence for the labels of the features of which nothing is known."""
+
+_NOTHING_KNOWN = f"We have no information on {MISSING}."
+
+
 @dataclass(frozen=True)
 class ReasonTable:
     """Sentences by theme; equal sentences have an equal `version`."""
@@ -36,10 +42,10 @@ class ReasonTable:
 
     @classmethod
     def of(cls, spec: Spec) -> "ReasonTable":
-        """Return the table of a spec."""
+        """Return the table of a spec; a theme that says nothing of missing information gets a sentence that does."""
         return cls(
             {
-                name: {"sentence": theme.sentence, "when_missing": theme.when_missing}
+                name: {"sentence": theme.sentence, "when_missing": theme.when_missing or _NOTHING_KNOWN}
                 for name, theme in spec.themes.items()
             }
         )
@@ -54,7 +60,7 @@ class ReasonTable:
         return {name: dict(texts) for name, texts in self.themes.items()}
 
     def sentence(self, theme: str, *, missing: bool) -> str:
-        """Return what is said of a theme."""
+        """Return what is said of a theme; tables of before say the same of missing information as of any other."""
         texts = self.themes[theme]
         return str((texts.get("when_missing") if missing else None) or texts["sentence"])
 
@@ -92,6 +98,8 @@ class Reasons:
         (n, most) Whether everything that raised it is missing information.
     contributions
         (n, f) The contributions by feature.
+    names, labels
+        Of the f features.
     """
 
     themes: tuple[str, ...]
@@ -101,6 +109,12 @@ class Reasons:
     contributions: NDArray[np.float64]
     members: tuple[NDArray[np.intp], ...]
     names: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def informed(self) -> NDArray[np.bool_]:
+        """(n,) Whether there is a reason behind which stands more than missing information."""
+        return np.asarray(((self.order >= 0) & ~self.missing).any(axis=1))
 
     @property
     def any(self) -> NDArray[np.bool_]:
@@ -128,12 +142,19 @@ class Reasons:
                 reasons.append(
                     {
                         "theme": self.themes[at],
-                        "text": sentences[at, gone],
+                        "text": self._filled(sentences[at, gone], raised),
                         "features": [self.names[index] for index in raised],
                         "contribution": amount.hex(),
                     }
                 )
             yield reasons
+
+    def _filled(self, sentence: str, raised: Sequence[int]) -> str:
+        """Name those features of which nothing is known, and only where a sentence leaves a place for them."""
+        if MISSING not in sentence:
+            return sentence
+        named = [self.labels[index] or self.names[index] for index in raised]
+        return sentence.replace(MISSING, " and ".join(filter(None, [", ".join(named[:-1]), named[-1]])))
 
 
 def explain(scores: Scores, features: pd.DataFrame, schema: FeatureSchema, *, most: int = 4) -> Reasons:
@@ -172,9 +193,10 @@ def explain(scores: Scores, features: pd.DataFrame, schema: FeatureSchema, *, mo
     order = np.argsort(-folded, axis=1, kind="stable")[:, :kept].astype(np.int16)
     weight = np.take_along_axis(folded, order, axis=1)
     missing = np.take_along_axis(informed, order, axis=1) <= 0
+    labels = tuple(feature.label for feature in schema.features)
     nothing = weight <= 0
     order[nothing], weight[nothing], missing[nothing] = -1, 0.0, False
-    return Reasons(themes, order, weight, missing, scores.contributions, members, schema.names)
+    return Reasons(themes, order, weight, missing, scores.contributions, members, schema.names, labels)
 
 
 def _total(values: NDArray[np.float64], columns: NDArray[np.intp]) -> NDArray[np.float64]:

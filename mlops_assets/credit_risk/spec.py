@@ -120,7 +120,9 @@ class Theme(Block):
 
     sentence: str = Field(min_length=8, description="The reason in plain words.")
     when_missing: str | None = Field(
-        None, description="Said instead when the theme's information is missing; by default the sentence."
+        None,
+        description="Said instead when the theme's information is missing; `{missing}` in it stands for what is. "
+        "By default: We have no information on {missing}.",
     )
 
 
@@ -185,6 +187,9 @@ class Policy(Block):
     refer_out_of_range: bool = Field(
         default=True, description="Whether values beyond all that the model was trained on go to a human."
     )
+    refer_no_information: bool = Field(
+        default=True, description="Whether a human decides where missing information alone would reject."
+    )
     insufficient: tuple[str, ...] = Field(
         (), description="When all of these features are missing or special, the file is too thin: a human decides."
     )
@@ -218,6 +223,9 @@ class DataChecks(Block):
     null_share: float = Field(0.1, gt=0, le=1, description="Rise of a column's share of missing values that blocks.")
     unknown_warn: float = Field(0.01, ge=0, le=1, description="Share of unknown categories that warns.")
     unknown_block: float = Field(0.05, ge=0, le=1, description="Share of unknown categories that blocks.")
+    outcomes_lost: float = Field(
+        0.1, ge=0, le=1, description="Share of a period's known outcomes that another delivery of it may lack."
+    )
     minimum_batch: int = Field(20, ge=2, description="Smaller batches are pooled with the ones before for comparisons.")
 
 
@@ -243,6 +251,9 @@ class Gates(Block):
     reason_stability: float = Field(0.6, ge=0, le=1, description="Same first reason after training on a resample.")
     minimum_group: int = Field(100, ge=1, description="Least applications of a group, ")
     minimum_group_outcomes: int = Field(20, ge=1, description="and least good and bad loans, to be assessed.")
+    proxy_auc: float = Field(
+        0.95, gt=0.5, le=1, description="AUC by which one feature alone may tell who is in a protected group."
+    )
     waived_groups: dict[str, str] = Field(
         default_factory=dict,
         description="Protected attribute: why its bias report may stay not assessed, or its bound may be missed.",
@@ -363,11 +374,40 @@ class Spec(Block):
         return self
 
     @model_validator(mode="after")
+    def _nothing_reads_what_is_protected(self) -> "Spec":
+        """A protected attribute under another name would be a feature, and no table of its own could keep it out."""
+        sources = [_columns_of(each) for each in (self.data.applications, self.data.protected, self.data.outcomes)]
+        everywhere = {name.casefold(): name for name in self.protected_names}
+        for mapped in sources:
+            everywhere |= {mapped[name].casefold(): name for name in self.protected_names if name in mapped}
+        problems: list[str] = []
+        for place, mapped in enumerate(sources):
+            here = {mapped.get(name, name).casefold(): name for name in self.protected_names}
+            own = () if place else (*self.features, "application_id", "applicant_id", "applied_at")
+            for column in dict.fromkeys((*own, *mapped)):
+                read = mapped.get(column, column)
+                # What no block maps may be called as another file calls a protected attribute by chance.
+                holds = (everywhere if column in mapped else here).get(read.casefold(), column)
+                if column not in self.protected_names and holds != column:
+                    problems.append(f"{column!r} reads {read!r}, which holds the protected attribute {holds!r}")
+                elif column in self.protected_names and here[read.casefold()] != column:
+                    problems.append(f"{column!r} reads {read!r}, as {here[read.casefold()]!r} does: both are protected")
+        problems = list(dict.fromkeys(problems))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
     def _data_can_be_read(self) -> "Spec":
         source = self.data.applications
         if isinstance(source, FilesSource) and self.data.timed is False and self.periods.end is not None:
             raise ValueError("periods.end has no meaning where data.timed is false: there is one period")
         return self
+
+
+def _columns_of(source: Source | None) -> Mapping[str, str]:
+    """Return canonical column: source column, where a source states it."""
+    return {} if source is None or isinstance(source, SampleSource) else source.columns
 
 
 def load_spec(path: Path) -> Spec:

@@ -14,13 +14,13 @@ from mlops_assets.credit_risk.spec import Policy
 from mlops_assets.foundation.errors import UserError
 from tests.credit_risk.small_loans import small_spec
 
-POLICY = DecisionPolicy(0.2, 0.3, 0.6, 0.14, True, True, ("debts",), 4)
+POLICY = DecisionPolicy(0.2, 0.3, 0.6, 0.14, True, True, ("debts",), 4, True)
 SHARES = st.floats(0.01, 1.0)
-FLAGS = ("thin", "out_of_range", "outlier", "has_reason")
+FLAGS = ("thin", "out_of_range", "outlier", "has_reason", "informed")
 
 
 def rule_of(policy: DecisionPolicy, probability: float, **flags: bool) -> str:
-    given = {"thin": False, "out_of_range": False, "outlier": False, "has_reason": True, **flags}
+    given = {"thin": False, "out_of_range": False, "outlier": False, "has_reason": True, "informed": True, **flags}
     arrays = {name: np.array([value]) for name, value in given.items()}
     return RULE_NAMES[policy.decide(np.array([probability]), **arrays)[0]]
 
@@ -34,7 +34,9 @@ def expected_rule(policy: DecisionPolicy, probability: float, flags: dict[str, b
     if flags["outlier"] and policy.refer_outliers:
         return "outlier"
     if probability >= policy.reject_from:
-        return "above_cut" if flags["has_reason"] else "no_reason"
+        if not flags["has_reason"]:
+            return "no_reason"
+        return "above_cut" if flags["informed"] or not policy.refer_no_information else "no_information"
     return "below_cut" if probability < policy.accept_below else "near_cut"
 
 
@@ -102,19 +104,19 @@ def test_a_cut_off_belongs_to_what_lies_above_it(probability: float, rule: str) 
     assert rule_of(POLICY, probability) == rule
 
 
-@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=4)))
-@pytest.mark.parametrize("refers", list(itertools.product([False, True], repeat=2)))
-def test_rules_are_asked_in_their_order(flags: tuple[bool, ...], refers: tuple[bool, bool]) -> None:
-    policy = replace(POLICY, refer_outliers=refers[0], refer_out_of_range=refers[1])
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=5)))
+@pytest.mark.parametrize("refers", list(itertools.product([False, True], repeat=3)))
+def test_rules_are_asked_in_their_order(flags: tuple[bool, ...], refers: tuple[bool, ...]) -> None:
+    policy = replace(POLICY, refer_outliers=refers[0], refer_out_of_range=refers[1], refer_no_information=refers[2])
     named = dict(zip(FLAGS, flags, strict=True))
     for probability in (0.1, 0.25, 0.4):
         rule = rule_of(policy, probability, **named)
         assert rule == expected_rule(policy, probability, named)
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), *[st.booleans()] * 4), max_size=30))
-def test_an_application_alone_is_decided_as_in_a_batch(rows: list[tuple[float, bool, bool, bool, bool]]) -> None:
-    columns = list(zip(*rows, strict=True)) if rows else [[]] * 5
+@given(st.lists(st.tuples(st.floats(0, 1), *[st.booleans()] * 5), max_size=30))
+def test_an_application_alone_is_decided_as_in_a_batch(rows: list[tuple[float, bool, bool, bool, bool, bool]]) -> None:
+    columns = list(zip(*rows, strict=True)) if rows else [[]] * 6
     flags = {name: np.array(column, dtype=bool) for name, column in zip(FLAGS, columns[1:], strict=True)}
     chosen = POLICY.decide(np.array(columns[0], dtype=np.float64), **flags)
     alone = [rule_of(POLICY, row[0], **dict(zip(FLAGS, row[1:], strict=True))) for row in rows]
@@ -129,7 +131,7 @@ def test_a_higher_probability_never_gets_a_milder_decision(
 ) -> None:
     policy = replace(POLICY, accept_below=min(cuts), reject_from=max(cuts))
     severity = ("accept", "refer", "reject")
-    named = dict(zip(FLAGS, (*flags, True), strict=True))
+    named = dict(zip(FLAGS, (*flags, True, True), strict=True))
     first, second = (
         severity.index(RULES[rule_of(policy, probability, **named)][0])
         for probability in (min(one, other), max(one, other))
@@ -139,6 +141,12 @@ def test_a_higher_probability_never_gets_a_milder_decision(
 
 @given(st.floats(0, 1), st.tuples(*[st.booleans()] * 3))
 def test_nobody_is_rejected_without_a_reason(probability: float, flags: tuple[bool, ...]) -> None:
+    named = dict(zip(FLAGS, (*flags, False, True), strict=True))
+    assert RULES[rule_of(POLICY, probability, **named)][0] != "reject"
+
+
+@given(st.floats(0, 1), st.tuples(*[st.booleans()] * 4))
+def test_nobody_is_rejected_for_nothing_but_missing_information(probability: float, flags: tuple[bool, ...]) -> None:
     named = dict(zip(FLAGS, (*flags, False), strict=True))
     assert RULES[rule_of(POLICY, probability, **named)][0] != "reject"
 
@@ -164,6 +172,7 @@ def test_other_content_is_another_version(data: st.DataObject) -> None:
         "accept_below": st.floats(0, 1), "reject_from": st.floats(0, 1), "loss_given_default": SHARES,
         "margin": SHARES, "refer_outliers": st.booleans(), "refer_out_of_range": st.booleans(),
         "insufficient": st.lists(st.sampled_from("abc"), unique=True).map(tuple), "reasons": st.integers(1, 4),
+        "refer_no_information": st.booleans(),
     }  # fmt: skip
     name = data.draw(st.sampled_from(sorted(changes)))
     value = data.draw(changes[name])
@@ -176,3 +185,12 @@ def test_equal_content_is_the_same_version_after_a_round_trip() -> None:
     assert again == POLICY
     assert again.version == POLICY.version
     assert len(POLICY.version) == 16
+
+
+def test_a_policy_of_before_missing_information_was_a_rule_keeps_its_version_and_its_decisions() -> None:
+    then = {name: value for name, value in POLICY.to_dict().items() if name != "refer_no_information"}
+    old = DecisionPolicy.from_dict(then)
+    assert old.to_dict() == then
+    assert old.version != POLICY.version
+    assert rule_of(old, 0.9, informed=False) == "above_cut"
+    assert rule_of(POLICY, 0.9, informed=False) == "no_information"

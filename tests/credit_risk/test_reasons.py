@@ -143,6 +143,36 @@ def test_no_file_is_thin_where_nothing_is_needed() -> None:
     assert thin_files(features_of(2, np.nan), WIDE, []).tolist() == [False, False]
 
 
+def test_a_theme_without_a_sentence_for_missing_information_never_states_a_fact_of_it() -> None:
+    table, matrix = ReasonTable.of(small_spec()), SCHEMA.matrix(small_loans(1).assign(income=np.nan, region=None))
+    row = np.zeros((1, len(SCHEMA.names)))
+    row[0, [SCHEMA.names.index("income"), SCHEMA.names.index("region")]] = 0.25, 0.5
+    one, both = row.copy(), row
+    one[0, SCHEMA.names.index("region")] = -0.125
+    texts = [next(explain(scores_of(each), matrix, SCHEMA).told(table))[0]["text"] for each in (one, both)]
+    # What lowered the risk is not named, though nothing is known of it either.
+    assert texts == ["We have no information on income.", "We have no information on region and income."]
+
+
+def test_what_is_known_beside_what_is_missing_is_told_as_known() -> None:
+    matrix = SCHEMA.matrix(small_loans(1).assign(income=np.nan, region="B"))
+    row = np.full((1, len(SCHEMA.names)), 0.25)
+    reasons = next(explain(scores_of(row), matrix, SCHEMA).told(ReasonTable.of(small_spec())))
+    assert reasons[0]["text"] == "Income or place of residence"
+
+
+@settings(max_examples=50)
+@given(CONTRIBUTIONS, st.lists(VALUES, min_size=8, max_size=8), st.integers(1, 4))
+def test_who_is_told_something_that_is_known_is_informed(
+    contributions: np.ndarray, values: list[float], most: int
+) -> None:
+    frame = pd.DataFrame([values] * len(contributions), columns=list(WIDE.names))
+    known = {name for name, value in zip(WIDE.names, values, strict=True) if value == 1.0}
+    reasons = explain(scores_of(contributions), frame, WIDE, most=most)
+    for row, informed in zip(reasons.told(TABLE), reasons.informed.tolist(), strict=True):
+        assert informed == any(known & set(reason["features"]) for reason in row)
+
+
 # ---- one application as in a batch
 
 
@@ -234,5 +264,8 @@ def test_another_text_is_another_version(theme: str, which: str, text: str) -> N
 
 def test_the_table_of_a_spec_is_read_back_from_its_plain_values() -> None:
     table = ReasonTable.of(small_spec())
-    assert table.themes["means"] == {"sentence": "Income or place of residence", "when_missing": None}
+    assert table.themes["means"] == {
+        "sentence": "Income or place of residence",
+        "when_missing": "We have no information on {missing}.",
+    }
     assert ReasonTable(table.to_dict()).version == table.version
