@@ -18,7 +18,7 @@ NUMERIC: tuple[dict[str, Any], ...] = (
         "low": 1_000, "high": 50_000, "risk": "rises", "nullable": False,
     },
     {
-        "name": "term_months", "theme": "amount", "label": "term in months",
+        "name": "term_months", "theme": "term", "label": "term in months",
         "low": 12, "high": 60, "risk": "rises", "nullable": False,
     },
     {
@@ -63,7 +63,7 @@ CATEGORICAL: tuple[dict[str, Any], ...] = (
         "levels": ["own", "mortgage", "rent", "with_family"],
     },
     {
-        "name": "employment_type", "theme": "employment", "label": "kind of employment",
+        "name": "employment_type", "theme": "employment_type", "label": "kind of employment",
         "levels": ["permanent", "fixed_term", "self_employed", "retired", "unemployed"],
     },
     {
@@ -72,28 +72,34 @@ CATEGORICAL: tuple[dict[str, Any], ...] = (
     },
 )  # fmt: skip
 
+# A reason is told where its feature raised the risk against the average applicant, whatever its value is. So each
+# sentence names one thing and says what it was compared with: that is true of everybody to whom it is told.
 THEMES: dict[str, dict[str, str]] = {
-    "income": {"sentence": "Your income is low for what you apply for."},
-    "amount": {"sentence": "The amount or the term that you apply for is long or large."},
+    "income": {"sentence": "Your income, compared with that of other applicants."},
+    "amount": {"sentence": "The amount that you apply for, compared with other applications."},
+    "term": {"sentence": "The term that you apply for, compared with other applications."},
     "employment": {
-        "sentence": "Your present employment is recent or not permanent.",
+        "sentence": "The time in your present job, compared with other applicants.",
         "when_missing": "We could not establish how long you have been in your present job.",
     },
+    "employment_type": {"sentence": "Your kind of employment, compared with that of other applicants."},
     "utilisation": {
-        "sentence": "You use a large share of your existing credit lines.",
+        "sentence": "The share of your credit lines that is in use, compared with other applicants.",
         "when_missing": "There is no credit line whose use we could assess.",
     },
-    "accounts": {"sentence": "The number of your open credit accounts is unusual."},
+    "accounts": {"sentence": "The number of your open credit accounts, compared with other applicants."},
     "payment_history": {
-        "sentence": "Payments on your existing or earlier credits were late.",
-        "when_missing": "The credit bureau has no usable record of your payments.",
+        "sentence": "The record of your payments on existing and earlier credits, compared with other applicants.",
+        "when_missing": "The credit bureau has no record of late payments of yours that we could assess.",
     },
-    "inquiries": {"sentence": "You have applied for credit several times in the last six months."},
-    "credit_history": {"sentence": "Your credit history is short."},
-    "debts": {"sentence": "Your monthly payments are high for your income."},
-    "purpose": {"sentence": "Loans for the purpose that you name are repaid less often."},
-    "housing": {"sentence": "Your housing situation raises the risk of the loan."},
-    "region": {"sentence": "Loans in the region where you live are repaid less often."},
+    "inquiries": {
+        "sentence": "The number of credit inquiries about you in the last six months, compared with other applicants.",
+    },
+    "credit_history": {"sentence": "The age of your oldest credit account, compared with other applicants."},
+    "debts": {"sentence": "Your monthly payments as a share of your income, compared with other applicants."},
+    "purpose": {"sentence": "The purpose that you name, compared with other applications."},
+    "housing": {"sentence": "Your housing situation, compared with that of other applicants."},
+    "region": {"sentence": "The region where you live, compared with other regions."},
 }
 
 SETTINGS: dict[str, Any] = {
