@@ -24,8 +24,9 @@ from mlops_assets.credit_risk.batch_rules import exceeds
 from mlops_assets.credit_risk.batches import ensure_tables
 from mlops_assets.credit_risk.contracts import TEXT_CHARACTERS, outcomes_contract
 from mlops_assets.credit_risk.spec import Spec
-from mlops_assets.credit_risk.windows import period_of, window_of
+from mlops_assets.credit_risk.windows import period_of, utc_naive, window_of
 from mlops_assets.foundation.contracts import SOURCE_COLUMNS, UNREADABLE, Contract, coerce, missing_column
+from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.resources import Tables, Warehouse
 from mlops_assets.foundation.sources import SampleSource, read
 
@@ -44,6 +45,8 @@ _COLUMNS = ("application_id", "outcome", "outcome_at")
 _STAGED = ("period", "source", "row", *_COLUMNS)
 
 _GROUP = 50_000
+_LOST_ROWS = 5
+"""Fewer missing outcomes are a correction, whatever their share."""
 _RAW_CHARACTERS = 2_000
 
 
@@ -136,17 +139,19 @@ def ingest_outcomes(
     Parameters
     ----------
     run_id
-        For the same call as `ingest_period`; outcomes are replaced, so that none is kept with them.
+        Kept with the outcomes that this delivery replaces: they move to the table `replaced_outcomes`, and are never
+        deleted.
     now
         An outcome after it is in quarantine; by default this moment.
 
     Raises
     ------
     UserError
-        The source cannot be read, or lacks a required column.
+        The source cannot be read, or lacks a required column; or the delivery lacks too many of the outcomes that a
+        period had (`checks.outcomes_lost`): then nothing is changed.
     """
-    del run_id
-    contract = outcomes_contract(spec, now or datetime.now(UTC))
+    received = now or datetime.now(UTC)
+    contract = outcomes_contract(spec, received)
     report = OutcomesReport(dict.fromkeys(periods, 0), dict.fromkeys(periods, 0))
     with warehouse.session() as tables:
         ensure_outcome_tables(tables, spec)
@@ -155,6 +160,8 @@ def ingest_outcomes(
         for group in _groups(_deliveries(spec, periods, warehouse, report)):
             staged += _stage(tables, spec, contract, group, periods, staged, report)
         _settle(tables, spec, report)
+        _refuse_lost(tables, spec)
+        _keep_replaced(tables, spec, run_id, received)
         _write(tables, spec, report)
     return report
 
@@ -324,6 +331,40 @@ def _number(tables: Tables, sql: str) -> int:
 
 def _listed(values: Sequence[str]) -> str:
     return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+
+
+def _refuse_lost(tables: Tables, spec: Spec) -> None:
+    """Refuse a delivery in which many of the outcomes are missing that its period had: a torn feed is no correction."""
+    found = tables.query(
+        "select cast(o.period as varchar) as period, count(*) as had, count(*) filter ("
+        "o.application_id not in (select application_id from known_outcomes where application_id is not null) "
+        "and o.application_id not in (select application_id from refused_outcomes where application_id is not null)"
+        f") as lost from {spec.name}.outcomes as o where o.period in (select period from asked_outcomes) "
+        "group by o.period order by o.period"
+    )
+    torn = found[(found["lost"] >= _LOST_ROWS) & (found["lost"] > spec.checks.outcomes_lost * found["had"])]
+    if len(torn):
+        first = torn.iloc[0]
+        raise UserError(
+            f"{int(first['lost'])} of the {int(first['had'])} outcomes of {str(first['period'])[:10]} are missing in "
+            f"this delivery, and {len(torn) - 1} more period(s) lack as many; nothing was changed",
+            where=f"{spec.name}/outcomes",
+            remedy="deliver these periods whole, or raise checks.outcomes_lost for this run if they are right.",
+        )
+
+
+def _keep_replaced(tables: Tables, spec: Spec, run_id: str, moment: datetime) -> None:
+    """Keep what this delivery changes or takes away: labels of an old training set are traced to these rows."""
+    table, names = f"{spec.name}.replaced_outcomes", ", ".join(f'"{name}"' for name in OUTCOMES)
+    kinds = {f'"{name}"': kind for name, kind in OUTCOMES.items()}
+    tables.ensure(table, {**kinds, "replaced_at": "timestamp", "replaced_by": "varchar"})
+    tables.execute(
+        f"insert into {table} ({names}, replaced_at, replaced_by) select {names}, ?, ? from {spec.name}.outcomes as o "
+        "where o.period in (select period from asked_outcomes) and not exists (select 1 from known_outcomes as k "
+        "where k.period = o.period and k.application_id = o.application_id and k.outcome = o.outcome "
+        "and k.outcome_at is not distinct from o.outcome_at)",
+        [utc_naive(moment), run_id],
+    )
 
 
 def _write(tables: Tables, spec: Spec, report: OutcomesReport) -> None:

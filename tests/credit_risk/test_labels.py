@@ -269,6 +269,22 @@ def test_a_loan_is_bad_only_if_it_turned_bad_within_the_window(
     assert bads(matured(spec, warehouse, "2025-01-09")) == {"0001": 1}
 
 
+def test_a_torn_delivery_takes_no_outcome_away_and_a_correction_keeps_what_it_replaces(
+    spec: Spec, feed: Path, warehouse: Warehouse, hear: Hear
+) -> None:
+    apply(spec, feed, warehouse, DAYS[0])
+    known = [(f"{DAYS[0]}-000{number}", "paid", "2024-04-02") for number in range(1, 7)]
+    hear("2024-04-02", *known)
+    with pytest.raises(UserError, match=r"6 of the 6 outcomes of 2024-04-02 are missing.*checks\.outcomes_lost"):
+        hear("2024-04-02")
+    assert len(bads(matured(spec, warehouse, "2024-06-01"))) == 6
+    hear("2024-04-02", *known[1:], (known[0][0], "default", "2024-04-01"))
+    kept = warehouse.query(f"select application_id, outcome from {spec.name}.replaced_outcomes")
+    assert kept.to_dict("records") == [{"application_id": known[0][0], "outcome": "paid"}]
+    hear("2024-04-02", *known[1:], (known[0][0], "default", "2024-04-01"))
+    assert len(warehouse.query(f"select * from {spec.name}.replaced_outcomes")) == 1
+
+
 def test_two_deliveries_that_disagree_about_the_same_moment_contradict_each_other(
     spec: Spec, feed: Path, warehouse: Warehouse, hear: Hear
 ) -> None:
