@@ -8,6 +8,7 @@ An application goes the way that one of a batch goes: the same contract, the sam
 is what becomes of one that breaks a rule of the data: a batch refers it to a human, a caller is told and can mend it.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from mlops_assets.credit_risk.decision_log import DecisionLog
 from mlops_assets.credit_risk.policy import RULES
 from mlops_assets.credit_risk.reasons import explain
 from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.credit_risk.witnesses import Notary
 from mlops_assets.environment import Environment
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.journal import Journal
@@ -53,6 +55,7 @@ GROUP = 64
 """How many applications that came at the same time are decided and written together."""
 
 _LEAST_FREE = 64 << 20
+_log = logging.getLogger("mlops_assets.service")
 _DECISION_ID = re.compile(r"[0-9a-f]{32}")
 _RESPONSES = {
     200: "The application was decided on before, with the same content: the decision of then.",
@@ -116,6 +119,7 @@ def create_api(
     settings: ServiceSettings | None = None,
     *,
     clock: Callable[[], datetime] = pipeline.now,
+    notary: Notary | None = None,
 ) -> "FastAPI":
     """Return the app that decides on applications.
 
@@ -129,6 +133,8 @@ def create_api(
         Where the service may be reached, and its limits.
     clock
         What tells the time, in UTC.
+    notary
+        What notes the log's head when the service stops; while it runs, the holder's polling asks it.
 
     Raises
     ------
@@ -141,6 +147,8 @@ def create_api(
         _add_routes(service, spec, desk)
 
     def stop() -> None:
+        if notary is not None:
+            notary.close()
         log.journal.close()
         operations.close()
 
@@ -149,7 +157,7 @@ def create_api(
         register,
         settings,
         holders=[champion],
-        checks={"decision log": lambda: _unwritable(log.journal), "incidents": lambda: _unreadable(operations)},
+        checks={"decision log": lambda: _unfit(log.journal, notary), "incidents": lambda: _unreadable(operations)},
         on_stop=stop,
         description=spec.description,
     )
@@ -177,8 +185,9 @@ def service_of(
     resources: Mapping[str, Any] = place.resources()
     journals, registry = resources["journals"], resources["models"].open()
     log = DecisionLog(journals.open(spec.name, "decisions"))
-    champion = champion_holder(spec, instance, registry, log, poll_seconds=poll_seconds)
-    return create_api(spec, champion, log, journals.open(spec.name, "operations"), settings)
+    notary = Notary(log, instance, spec.name)
+    champion = champion_holder(spec, instance, registry, log, poll_seconds=poll_seconds, notary=notary)
+    return create_api(spec, champion, log, journals.open(spec.name, "operations"), settings, notary=notary)
 
 
 def serve_system(
@@ -201,11 +210,18 @@ def champion_holder(
     log: DecisionLog,
     *,
     poll_seconds: float = 10.0,
+    notary: Notary | None = None,
 ) -> ModelHolder[Champion]:
-    """Return a holder of the champion in Dagster's event log: approved, unaltered, and tried out before it serves."""
+    """Return a holder of the champion in Dagster's event log: approved, unaltered, and tried out before it serves.
+
+    It decides by the policy that was approved with it. Whenever the holder asks for the champion, it has the notary
+    look whether the decision log wants a witness.
+    """
     history = pipeline.history_of(spec, instance, registry)
 
     def identify() -> ModelIdentity | None:
+        if notary is not None:
+            notary.look()
         record = history.current()
         if record is None or record.version is None or record.sha256 is None:
             return None
@@ -219,7 +235,10 @@ def champion_holder(
                 where=f"{spec.name}/champion",
                 remedy="restore the version from a backup, or roll back to another one.",
             )
-        decider = pipeline.load_decider(spec, registry, version)
+        policy = pipeline.approved_policy(spec, history, version)
+        if waiting := pipeline.waiting_policy(spec, policy):
+            _log.warning("%s", waiting, extra={"fields": {"event": "policy_waits"}})
+        decider = pipeline.load_decider(spec, registry, version, policy.to_dict())
         _try_out(decider)
         context = pipeline.decision_context(spec, decider, version, RUN)
         return Champion(version, decider, log.context(context))
@@ -298,9 +317,11 @@ def _told(answer: Answer) -> Decision:
     )
 
 
-def _unwritable(journal: Journal) -> str | None:
-    """Return why nothing could be appended to a journal."""
+def _unfit(journal: Journal, notary: Notary | None) -> str | None:
+    """Return why nothing could be appended to a journal, or why nothing should be."""
     journal.head()
+    if notary is not None and notary.problem is not None:
+        return notary.problem
     for path in (journal.path, journal.path.parent):
         if not os.access(path, os.W_OK):
             return f"{path} cannot be written"

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from mlops_assets.credit_risk import incidents
+from mlops_assets.credit_risk import incidents, pipeline
 from mlops_assets.credit_risk.batches import profile_of
 from mlops_assets.credit_risk.decision_batch import BatchDecisions
 from mlops_assets.credit_risk.ingestion import IngestReport
@@ -19,6 +19,7 @@ from mlops_assets.credit_risk.monitoring import Mix
 from mlops_assets.credit_risk.names import Names
 from mlops_assets.credit_risk.outcomes_feed import OutcomesReport
 from mlops_assets.credit_risk.performance import Realised
+from mlops_assets.credit_risk.policy import DecisionPolicy
 from mlops_assets.credit_risk.screening import Screened
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.credit_risk.tracing import ReplaySummary
@@ -27,6 +28,7 @@ from mlops_assets.foundation import metadata as md
 from mlops_assets.foundation.checks import outcome, profile_outcome, shown_share
 from mlops_assets.foundation.journal import Journal, Problem
 from mlops_assets.foundation.profiling import ProfileStore, check
+from mlops_assets.foundation.registry import ChampionHistory
 from mlops_assets.foundation.resources import ObjectStore, Warehouse
 from mlops_assets.foundation.risk import Axis
 
@@ -250,10 +252,30 @@ def decision_specs(spec: Spec, names: Names) -> list[dg.AssetCheckSpec]:
     described = {
         "every_application_is_decided": "Every application of the batch has exactly one decision.",
         "every_rejection_has_a_reason": "Whoever is rejected is told at least one specific reason.",
-        "the_log_is_unbroken": "The log's hash chain holds from its first entry to its last.",
+        "the_log_is_unbroken": "The log's hash chain holds, and the event log's newest witnesses agree with it.",
         "decisions_replay": "A sample of the decisions, made again from its record, is the same byte for byte.",
     }
-    return _specs(spec, names, "decisions", "output", described)
+    settled = {"the_policy_is_approved": "The spec's cut-offs and rules are those approved with the champion."}
+    return [
+        *_specs(spec, names, "decisions", "output", described),
+        # The approved policy decides whatever the spec says, so nothing has to wait for this.
+        *_specs(spec, names, "decisions", "output", settled, blocking=False),
+    ]
+
+
+def policy_result(
+    spec: Spec, names: Names, history: ChampionHistory, decided_by: DecisionPolicy
+) -> dg.AssetCheckResult:
+    """Judge whether the spec's policy is the one that was approved."""
+    record, waiting = history.current(), pipeline.waiting_policy(spec, decided_by)
+    status = "failed" if waiting else "passed"
+    told = waiting or f"decisions are made by the approved policy, {decided_by.version}."
+    if not history.approval_required:
+        told = f"nobody has to approve: decisions are made by the spec's policy, {decided_by.version}."
+    elif record is None or pipeline.policy_by(history, record) is None:
+        status, told = "not_assessed", "the evidence that was approved names no policy: the spec's decides."
+    shown = {"decided_by": decided_by.version, "spec": DecisionPolicy.of(spec).version}
+    return outcome(spec.risk, "output", "the_policy_is_approved", names.key("decisions"), status, told, shown)
 
 
 def decision_results(

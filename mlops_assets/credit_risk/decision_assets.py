@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from mlops_assets.credit_risk import checks, incidents, pipeline, results, tracing, watching
+from mlops_assets.credit_risk import checks, incidents, pipeline, results, tracing, watching, witnesses
 from mlops_assets.credit_risk.decision_batch import BatchDecisions, decide_period
 from mlops_assets.credit_risk.decision_log import DecisionLog
 from mlops_assets.credit_risk.names import PRODUCT, RISK_TEAM, Names
@@ -55,8 +55,13 @@ def _decisions(spec: Spec, names: Names) -> dg.AssetsDefinition:
         log = DecisionLog(journals.open(spec.name, "decisions"))
         with mistakes_are_final():
             incidents.refuse_if_open(journals.open(spec.name, "operations"), what="scoring", system=spec.name)
-            champion = pipeline.serving(spec, context.instance, models.open())
-            decider = pipeline.load_decider(spec, registry, champion)
+            vouched = witnesses.refuse_forged(log, context.instance, spec.name)
+            history = pipeline.history_of(spec, context.instance, registry)
+            champion = pipeline.serving(spec, context.instance, registry)
+            policy = pipeline.approved_policy(spec, history, champion)
+            decider = pipeline.load_decider(spec, registry, champion, policy.to_dict())
+            if waiting := pipeline.waiting_policy(spec, policy):
+                context.log.warning("%s", waiting)
             outcome = BatchDecisions(None)
             for period in periods:
                 made = decide_period(spec, period, warehouse, log, decider, champion, run_id=context.run.run_id)
@@ -64,14 +69,23 @@ def _decisions(spec: Spec, names: Names) -> dg.AssetsDefinition:
                     {"decided": made.decided, "decided_before": made.known}, partition_key=period
                 )
                 outcome.merge(made)
-        witness = tracing.witness(log)
+        witness = witnesses.witness(log)
         shown = results.decisions_metadata(outcome, champion, decider.policy, witness)
         yield dg.MaterializeResult(metadata=shown)
-        problems = log.verify(tracing.witnesses(spec, context.instance))
+        problems = log.verify(vouched.heads, after_number=vouched.agreed)
         sample = tracing.replay_sample(log, registry, periods, rows=200)
+        yield checks.policy_result(spec, names, history, policy)
         yield from checks.decision_results(spec, names, outcome, problems, sample)
 
     return decisions
+
+
+def _watched(spec: Spec, context: dg.AssetExecutionContext, models: ModelRegistry) -> watching.Watched:
+    """Return the champion with the policy that was approved with it."""
+    registry = models.open()
+    history = pipeline.history_of(spec, context.instance, registry)
+    champion = pipeline.serving(spec, context.instance, registry)
+    return watching.Watched.of(registry, champion, pipeline.approved_policy(spec, history, champion))
 
 
 def _watch(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
@@ -95,7 +109,7 @@ def _watch(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         """Applications against those before the champion's training: features by distance and by index, with nulls."""
         period = list(context.partition_keys)[-1]
         with mistakes_are_final():
-            watched = watching.Watched.of(models.open(), pipeline.serving(spec, context.instance, models.open()))
+            watched = _watched(spec, context, models)
             touched = incidents.touched_batches(journals.open(spec.name, "operations"))
             found = watching.drift_of(spec, watched, warehouse, period, touched)
         watching.keep(store.path(), spec, "drift", period, {"model": watched.version.sha256, **found.to_dict()})
@@ -115,7 +129,7 @@ def _watch(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         """Scores, decisions and first reasons of the latest decisions, against those of the champion's reference."""
         period = list(context.partition_keys)[-1]
         with mistakes_are_final():
-            watched = watching.Watched.of(models.open(), pipeline.serving(spec, context.instance, models.open()))
+            watched = _watched(spec, context, models)
             log = DecisionLog(journals.open(spec.name, "decisions"))
             found = watching.mixes_of(spec, watched, warehouse, log, period)
         watching.keep(store.path(), spec, "mix", period, {mix.subject: mix.to_dict() for mix in found})
@@ -128,7 +142,7 @@ def _watch(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[None]:
         """What the latest decisions should turn out like if the probabilities are right; blind to concept drift."""
         period = list(context.partition_keys)[-1]
-        watched = watching.Watched.of(models.open(), pipeline.serving(spec, context.instance, models.open()))
+        watched = _watched(spec, context, models)
         log = DecisionLog(journals.open(spec.name, "decisions"))
         found = watching.estimated_of(spec, watched, log, period)
         watching.keep(store.path(), spec, "estimated", period, found.to_dict())
@@ -148,7 +162,7 @@ def _watch(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
         period = list(context.partition_keys)[-1]
         registry = models.open()
         with mistakes_are_final():
-            watched = watching.Watched.of(registry, pipeline.serving(spec, context.instance, models.open()))
+            watched = _watched(spec, context, models)
             log = DecisionLog(journals.open(spec.name, "decisions"))
             snapshots = SnapshotStore(store.path("snapshots"))
             found = watching.realised_of(spec, watched, warehouse, log, snapshots, period)

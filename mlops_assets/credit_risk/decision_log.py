@@ -158,6 +158,10 @@ class DecisionLog:
         """Return which of these decisions are in the log."""
         return self.journal.known(_DECISION, decision_ids)
 
+    def named(self, application_ids: Iterable[str]) -> dict[str, list[str]]:
+        """Return the names of the decisions on each of these applications that has any, the oldest first."""
+        return self.journal.names(_DECISION, application_ids)
+
     def find(self, application_id: str) -> list[Entry]:
         """Return the decisions on an application, the oldest first."""
         return list(self.journal.read(_DECISION, subject=application_id))
@@ -227,24 +231,28 @@ class DecisionLog:
         """Return the witness of everything that is in the log now."""
         return self.journal.head()
 
-    def verify(self, heads: Iterable[tuple[int, str]] = (), *, limit: int = 100) -> list[Problem]:
+    def verify(
+        self, heads: Iterable[tuple[int, str]] = (), *, limit: int = 100, after_number: int = 0
+    ) -> list[Problem]:
         """Return everything that is wrong with the log: its chain, and decisions that do not fit their context.
 
         Parameters
         ----------
         heads
             Numbers and SHA-256s that were noted elsewhere, such as in the metadata of runs.
+        after_number
+            Read only this entry, which `heads` has to witness, and those after it: see `Journal.verify`.
         """
-        problems = self.journal.verify(heads, limit=limit)
+        problems = self.journal.verify(heads, limit=limit, after_number=after_number)
         # What the chain vouches for was written by this module; one that does not hold is not worth reading on.
-        return problems or list(islice(self._misfits(), limit))
+        return problems or list(islice(self._misfits(after_number), limit))
 
     def _add(self, columns: DecisionColumns, body: Mapping[str, Any]) -> None:
         columns.add(body, self.context_of(body["context_sha256"]))
 
-    def _misfits(self) -> Iterator[Problem]:
+    def _misfits(self, after_number: int) -> Iterator[Problem]:
         for kind in (_DECISION, _RESCORE):
-            for entry in self.journal.read(kind):
+            for entry in self.journal.read(kind, after_number=after_number):
                 body = entry.body
                 try:
                     keys = self._keys(self.context_of(body["context_sha256"]), body["context_sha256"])

@@ -1,19 +1,19 @@
 """From a decision to everything behind it, and from a model, a batch or a rule to every decision it touched.
 
-What belongs here: trace, impact, re-scoring after a rollback, and the witnesses of the log. What does not: making one
-decision again (`replaying.py`), and the log itself (`decision_log.py`).
+What belongs here: trace, impact and re-scoring after a rollback. What does not: making one decision again
+(`replaying.py`), the log itself (`decision_log.py`), and who vouches for it (`witnesses.py`).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from mlops_assets.credit_risk import incidents, pipeline
+from mlops_assets.credit_risk import incidents, pipeline, witnesses
 from mlops_assets.credit_risk._trace_links import (
     Link,
     approval_link,
@@ -35,46 +35,10 @@ from mlops_assets.foundation.journal import Entry, Journal, Problem
 from mlops_assets.foundation.registry import ChampionHistory, ChampionRecord, ModelVersion, Registry
 from mlops_assets.foundation.resources import Warehouse
 
-if TYPE_CHECKING:
-    import dagster as dg
+__all__ = ["Difference", "Impact", "ReplaySummary", "Rescored", "Trace", "Tracer", "replay_sample"]
 
-__all__ = [
-    "Difference",
-    "Impact",
-    "ReplaySummary",
-    "Rescored",
-    "Trace",
-    "Tracer",
-    "replay_sample",
-    "witness",
-    "witnesses",
-]
-
-ENTRIES, HEAD = "log_entries", "log_head_sha256"
 _CHUNK = 5_000
 _SHOWN = 12
-
-
-def witness(log: DecisionLog) -> dict[str, Any]:
-    """Return the log's head as metadata: whoever cuts or rewrites the log has to change Dagster's event log as well."""
-    head = log.head()
-    return {ENTRIES: head.number, HEAD: head.sha256}
-
-
-def witnesses(spec: Spec, instance: "dg.DagsterInstance") -> Iterator[tuple[int, str]]:
-    """Yield the heads of the log that runs have noted in Dagster's event log, the latest first."""
-    import dagster as dg
-
-    key, cursor = dg.AssetKey([spec.name, "decisions"]), None
-    while True:
-        page = instance.fetch_materializations(key, limit=500, cursor=cursor)
-        for event in page.records:
-            found = event.asset_materialization.metadata if event.asset_materialization else {}
-            if ENTRIES in found and HEAD in found and found[ENTRIES].value:
-                yield int(str(found[ENTRIES].value)), str(found[HEAD].value)
-        if not page.has_more:
-            return
-        cursor = page.cursor
 
 
 def replay_sample(log: DecisionLog, registry: Registry, periods: Sequence[str], *, rows: int) -> ReplaySummary:
@@ -292,8 +256,8 @@ class Tracer:
         return Replayer(self.log, self.registry).replay(entries)
 
     def verify_log(self) -> list[Problem]:
-        """Return what is wrong with the log, held against every head that Dagster's event log is witness of."""
-        return self.log.verify(witnesses(self.spec, self.history.instance))
+        """Return what is wrong with the whole log, held against every head that Dagster's event log is witness of."""
+        return self.log.verify(witnesses.witnesses(self.history.instance, self.spec.name))
 
     # --- Forward to decisions ---
 
@@ -324,7 +288,7 @@ class Tracer:
         Raises
         ------
         UserError
-            The version serves, decided nothing, or name or reason is empty.
+            The version serves, decided nothing, name or reason is empty, or the log was changed.
         """
         for what, text in (("name", by), ("reason", reason)):
             if not text.strip():
@@ -337,7 +301,9 @@ class Tracer:
                 where=f"{self.spec.name} re-scoring",
                 remedy="roll back first, then re-score what the bad version decided.",
             )
-        decider = pipeline.load_decider(self.spec, self.registry, champion)
+        witnesses.refuse_forged(self.log, self.history.instance, self.spec.name)
+        policy = pipeline.approved_policy(self.spec, self.history, champion)
+        decider = pipeline.load_decider(self.spec, self.registry, champion, policy.to_dict())
         run = f"re-scoring by {by}"
         context = self.log.context(pipeline.decision_context(self.spec, decider, champion, run))
         replayer, stream = Replayer(self.log, self.registry), self.log.touched(model=version.sha256)
@@ -350,6 +316,7 @@ class Tracer:
             ]
             self.log.rescore(again, context, f"{reason} ({by})")
             ids.update(body["decision_id"] for body in bodies)
+        witnesses.note(self.log, self.history.instance, self.spec.name)
         if not ids:
             raise UserError(
                 f"{version} has decided nothing", where=f"{self.spec.name} decisions", remedy="name another version."

@@ -196,12 +196,18 @@ class ChainAudit:
         Witnesses from outside.
     limit
         How many problems are told in full; the others are counted.
+    start
+        The first entry that will be seen; a later one than the first has to be among `heads`, for what it follows is
+        not seen.
     """
 
-    def __init__(self, heads: Iterable[Head], limit: int) -> None:
+    def __init__(self, heads: Iterable[Head], limit: int, start: int = 1) -> None:
+        self._start = start
         self._witnessed: dict[int, set[str]] = {}
         for number, sha256 in heads:
-            self._witnessed.setdefault(number, set()).add(sha256.lower())
+            if number >= start:
+                self._witnessed.setdefault(number, set()).add(sha256.lower())
+        self._agreed, self._parted = start - 1, False
         self._limit, self._more = limit, 0
         self._problems: list[Problem] = []
         self._suspects: list[tuple[int, _Seen]] = []
@@ -246,7 +252,7 @@ class ChainAudit:
         seen, before = self._open, self._first
         if seen is None:
             return
-        expected = before.number + 1 if before and before.number > 0 else 1
+        expected = before.number + 1 if before and before.number > 0 else self._start
         if seen.number > expected:
             many = f", and so are those up to {seen.number - 1}" if seen.number - 1 > expected else ""
             self.add(expected, f"is missing: it was removed{many}")
@@ -256,15 +262,26 @@ class ChainAudit:
             self._judge_link(seen, before)
         if not seen.sound and seen.own:
             self._judge_content(seen, before, following)
-        # Two witnesses that differ tell of a journal that was hashed anew between them.
-        for other in sorted(self._witnessed.get(seen.number, set()) - {seen.row.sha256.hex()}):
-            self.add(seen.number, f"is not the one that was witnessed, with SHA-256 {other}")
+        self._judge_witnesses(seen)
 
-    @staticmethod
-    def _follows(seen: _Seen, before: _Seen | None) -> bool:
+    def _judge_witnesses(self, seen: _Seen) -> None:
+        """Hold an entry against its witnesses; the first that disagrees bounds the place of the change."""
+        witnessed, own = self._witnessed.get(seen.number, set()), seen.row.sha256.hex()
+        agrees = own in witnessed
+        # Two witnesses that differ tell of a journal that was hashed anew between them.
+        for other in sorted(witnessed - {own}):
+            where = ""
+            if not agrees and not self._parted:
+                self._parted = True
+                where = f": something between entry {self._agreed + 1} and this one was changed"
+            self.add(seen.number, f"is not the one that was witnessed, with SHA-256 {other}{where}")
+        if agrees:
+            self._agreed, self._parted = seen.number, False
+
+    def _follows(self, seen: _Seen, before: _Seen | None) -> bool:
         link = seen.row.previous.hex()
         if before is None or before.number < 1:
-            return link == GENESIS
+            return link == GENESIS or (seen.number == self._start > 1)
         return link in before.own or not before.own  # of one that cannot be read nothing more is said
 
     def _judge_link(self, seen: _Seen, before: _Seen | None) -> None:
@@ -272,7 +289,8 @@ class ChainAudit:
             if seen.sound:
                 self.add(seen.number, "does not begin the journal: what it follows was removed")
             return
-        earlier = self._second.own if self._second else (GENESIS,)
+        first = GENESIS if self._start == 1 else before.row.previous.hex()
+        earlier = self._second.own if self._second else (first,)
         if seen.row.previous.hex() in earlier:
             self.add(before.number, f"was inserted: the entry after it follows the one before it ({seen.number} now)")
         elif seen.sound:

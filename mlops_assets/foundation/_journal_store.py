@@ -76,6 +76,17 @@ class SqliteStore:
         with self._file.connection() as connection:
             return _recorded(connection)
 
+    def head_at(self, number: int) -> Head | None:
+        """Return number and SHA-256 of an entry as they stand."""
+        with self._file.connection() as connection:
+            found = connection.execute("select sha256 from entries where number = ?", [number]).fetchone()
+            return Head(number, bytes(found[0]).hex()) if found else None
+
+    def last_number(self) -> int:
+        """Return the highest number of an entry, whatever the journal recorded as its last; 0 where there is none."""
+        with self._file.connection() as connection:
+            return connection.execute("select max(number) from entries").fetchone()[0] or 0
+
     def rows_by_key(self, kind: str, keys: Sequence[str]) -> list[tuple[Row, dict[str, str]]]:
         """Return the entries of a kind with these keys, and their index values."""
         with self._file.connection() as connection:
@@ -85,6 +96,16 @@ class SqliteStore:
         """Return which of these keys a kind has."""
         with self._file.connection() as connection:
             return _known_keys(connection, kind, keys)
+
+    def names(self, kind: str, subjects: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yield subject and key of the entries of a kind about these subjects, the oldest first for each."""
+        with self._file.connection() as connection:
+            for some in _portions(subjects):
+                sql = (
+                    "select subject, key from entries indexed by entry_subject "
+                    f"where subject in ({_marks(some)}) and kind = ? and key is not null order by number"
+                )
+                yield from connection.execute(sql, [*some, kind]).fetchall()
 
     def page(
         self, query: Query, *, after: int, until: int, limit: int, ascending: bool
@@ -109,9 +130,9 @@ class SqliteStore:
                 low, high = (middle, high) if found and found[0] < at else (low, middle - 1)
             return low
 
-    def audit(self, heads: Iterable[Head], limit: int) -> tuple[ChainAudit, Head | None]:
-        """Judge the whole file as it is at one moment: the chain, the index, the tables themselves."""
-        audit = ChainAudit(heads, limit)
+    def audit(self, heads: Iterable[Head], limit: int, start: int = 1) -> tuple[ChainAudit, Head | None]:
+        """Judge the file as it is at one moment: the chain, and unless it is read from a later start, all else too."""
+        audit = ChainAudit(heads, limit, start)
         with self._file.connection() as connection:
             connection.text_factory = _lenient
             try:
@@ -119,12 +140,13 @@ class SqliteStore:
                 recorded = _recorded(connection)
                 for what in schema_problems(connection):
                     audit.add(None, what)
-                postings = self._audit_entries(connection, audit)
-                for number, what in index_problems(connection, postings):
-                    audit.add(number, what)
-                for (what,) in connection.execute("pragma integrity_check(20)"):
-                    if what != "ok":
-                        audit.add(None, f"the file is damaged: {what}")
+                postings = self._audit_entries(connection, audit, start)
+                if start == 1:
+                    for number, what in index_problems(connection, postings):
+                        audit.add(number, what)
+                    for (what,) in connection.execute("pragma integrity_check(20)"):
+                        if what != "ok":
+                            audit.add(None, f"the file is damaged: {what}")
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not is_damage(error):
                     raise
@@ -136,10 +158,12 @@ class SqliteStore:
                     connection.execute("rollback")
         return audit, recorded
 
-    def _audit_entries(self, connection: sqlite3.Connection, audit: ChainAudit) -> int:
+    def _audit_entries(self, connection: sqlite3.Connection, audit: ChainAudit, start: int) -> int:
         postings = 0
         values = _Values(connection)
-        for raw in connection.execute(f"select {_COLUMNS} from entries e order by e.number"):
+        # An entry that was numbered below the first one is read as well.
+        chosen = f"where e.number >= {start}" if start > 1 else ""
+        for raw in connection.execute(f"select {_COLUMNS} from entries e {chosen} order by e.number"):
             row = Row(*raw)
             ids = _ids_of(row.terms)
             index = dict(found for term in ids if (found := values.of(term)))

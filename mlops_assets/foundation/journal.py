@@ -200,6 +200,20 @@ class Journal:
         """Return which of these keys a kind has."""
         return self._store.known(kind, list(dict.fromkeys(keys)))
 
+    def names(self, kind: str, subjects: Iterable[str]) -> dict[str, list[str]]:
+        """Return the keys of the entries of a kind about these subjects, the oldest first; subjects without are left.
+
+        No content is read: it takes a fraction of what reading the entries does.
+        """
+        found: dict[str, list[str]] = {}
+        for subject, key in self._store.names(kind, list(dict.fromkeys(subjects))):
+            found.setdefault(subject, []).append(key)
+        return found
+
+    def at(self, number: int) -> Head | None:
+        """Return number and SHA-256 that the entry of a number has now, or None where there is none."""
+        return self._store.head_at(number)
+
     def read(
         self,
         kind: str | None = None,
@@ -250,7 +264,9 @@ class Journal:
         """
         return self._store.head() or Head(0, GENESIS)
 
-    def verify(self, heads: Iterable[tuple[int, str]] = (), *, limit: int = 100) -> list[Problem]:
+    def verify(
+        self, heads: Iterable[tuple[int, str]] = (), *, limit: int = 100, after_number: int = 0
+    ) -> list[Problem]:
         """Return everything that is wrong with the journal, at most `limit` problems in full; none if it is sound.
 
         Every entry is hashed again, and the links, the index, the guards and the file itself are checked, as they are
@@ -261,13 +277,23 @@ class Journal:
         heads
             Numbers and SHA-256s that were noted elsewhere. Without them, an end that was cut off together with the
             journal's own record of it, or a chain that was hashed anew from some entry on, cannot be told.
+        after_number
+            Read this entry, which `heads` has to witness, and those after it alone: the cost is that of what is new.
+            What was done to entries before it, to the index or to the file, only a full verification finds. A journal
+            that ends before it is read in full.
 
         Raises
         ------
         UserError
             The file cannot be read at all.
         """
-        audit, recorded = self._store.audit([Head(*head) for head in heads], limit)
+        witnesses = [Head(*head) for head in heads]
+        start = max(after_number, 1)
+        if start > 1 and all(head.number != start for head in witnesses):
+            raise ValueError(f"entry {start} is not witnessed: nothing vouches for what is before it")
+        if start > 1 and self._store.last_number() < start:
+            start = 1
+        audit, recorded = self._store.audit(witnesses, limit, start)
         return audit.close(recorded)
 
     def _blocks(self, drafts: Iterable[Draft]) -> Iterator[list[_Prepared]]:

@@ -920,6 +920,52 @@ def test_a_cut_end_is_told_by_the_journals_own_record_and_takes_no_more_entries(
         journal.append_many([Draft("note", 1)])
 
 
+def test_the_first_witness_that_disagrees_bounds_the_place_of_the_change(sample: Path, tmp_path: Path) -> None:
+    journal = damaged(sample, str(tmp_path), *rewritten(sample, 7))
+    heads = {entry.number: entry.head for entry in entries_of(sample)}
+    first, second = journal.verify([heads[11], heads[4], heads[9], heads[2]])
+    assert (first.number, second.number) == (9, 11)
+    assert first.what.endswith("something between entry 5 and this one was changed")
+    assert "something between" not in second.what
+    # Witnessed again after it was changed, and changed once more: a second stretch has a bound of its own.
+    (again,) = journal.verify([(10, "ab" * 32), *(entry.head for entry in journal.read(after_number=7, limit=2))])
+    assert again.what.endswith("something between entry 10 and this one was changed")
+
+
+def test_from_a_witnessed_entry_on_only_what_is_new_is_read(sample: Path, tmp_path: Path) -> None:
+    heads = {entry.number: entry.head for entry in entries_of(sample)}
+    journal = damaged(sample, str(tmp_path), "update entries set body = '{}' where number in (3, 10)")
+    assert [problem.number for problem in journal.verify()] == [3, 10]
+    assert [problem.number for problem in journal.verify([heads[8]], after_number=8)] == [10]
+    assert journal.verify([heads[11], heads[2]], after_number=11) == []
+    with pytest.raises(ValueError, match="entry 8 is not witnessed"):
+        journal.verify([heads[7]], after_number=8)
+
+
+def test_what_was_done_after_the_start_is_found_whatever_it_was(sample: Path, tmp_path: Path) -> None:
+    heads = {entry.number: entry.head for entry in entries_of(sample)}
+    for number, statements in enumerate(
+        [
+            rewritten(sample, 6), rewritten(sample, 5), cut(9), cut(3), ["delete from entries where number = 5"],
+            ["delete from entries where number = 6"], rewritten(sample, 99, 3),
+        ]
+    ):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        journal = damaged(sample, str(folder), *statements)
+        assert journal.verify([heads[5], heads[12]], after_number=5) != [], statements
+
+
+def test_keys_of_many_subjects_come_without_the_entries(sample: Path) -> None:
+    with Journal(sample, read_only=True) as journal:
+        assert journal.names("one", ["s1", "nobody", "s1"]) == {"s1": ["01b", "07h"]}
+        assert journal.names("two", []) == {}
+        many = journal.names("one", [f"s{number}" for number in range(3_000)])
+        assert set(many) == {"s0", "s1", "s2"}
+        assert journal.at(3) == entries_of(sample)[2].head
+        assert journal.at(13) is None
+
+
 def test_a_witness_in_capitals_and_one_of_the_empty_journal_are_witnesses(sample: Path) -> None:
     with Journal(sample, read_only=True) as journal:
         head = journal.head()
