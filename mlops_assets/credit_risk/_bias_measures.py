@@ -38,6 +38,8 @@ class Limits:
     intersection_ratio
         Least approval ratio of a group of two attributes, beyond chance; None measures it without a bound. The best of
         many small groups is a harder reference than that of one attribute, which the four-fifths rule is about.
+    proxy_auc
+        Largest AUC by which one feature of the model alone may tell who is in a group.
     unknown_share
         With a larger share of unknown values, the attribute is not assessed.
     level, draws, seed
@@ -49,6 +51,7 @@ class Limits:
     approval_drop: float = 0.02
     equalised_odds: float | None = None
     intersection_ratio: float | None = None
+    proxy_auc: float = 0.95
     unknown_share: float = 0.20
     level: float = 0.95
     draws: int = 1_000

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlops_assets.credit_risk._bias_groups import UNKNOWN, Groups
 from mlops_assets.credit_risk._bias_measures import Decided, Limits, lowest_ratio
-from mlops_assets.credit_risk.metrics import Estimate, Floats, Terms, auc, auc_difference
+from mlops_assets.credit_risk.metrics import Estimate, Floats, Terms, auc, auc_difference, auc_value
 from mlops_assets.foundation.errors import UserError
 
 ScoreFunction = Callable[[pd.DataFrame], "NDArray[Any] | Sequence[bytes]"]
@@ -25,6 +25,7 @@ _MOST_COMBINATIONS = 256
 _PROXY_ROWS = 10_000
 _FOLDS = 3
 _TREES = 40
+_PROXY_BINS = 50
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,61 @@ def proxy_strength(attribute: str, features: pd.DataFrame, groups: Groups, limit
     return tuple(found)
 
 
+def single_proxies(attribute: str, features: pd.DataFrame, groups: Groups, limits: Limits) -> tuple[ProxyStrength, ...]:
+    """Measure how well the strongest single feature tells membership of each known group from all others.
+
+    Each feature is cut into at most 50 bins of equal numbers (a category is a bin, and so is missing); a row's score is
+    the share of members in its bin among the two thirds of the rows that it is not one of. So a feature is found
+    whichever way it runs, such as an age of which the middle is a group, and chance alone tells nothing.
+
+    Parameters are those of `proxy_strength`; where a group cannot be measured, ``features`` is empty.
+    """
+    known = np.flatnonzero(groups != UNKNOWN)
+    if len(known) > _PROXY_ROWS:
+        known = np.sort(np.random.default_rng(limits.seed).choice(known, _PROXY_ROWS, replace=False))
+    named, names = groups[known], [str(name) for name in features.columns]
+    binned = [_bins(features.iloc[known][name]) for name in features.columns]
+    found: list[ProxyStrength] = []
+    for group in sorted({str(name) for name in named}):
+        member = (named == group).astype(np.float64)
+        members = int(member.sum())
+        lacking = limits.minimum.lacking_rank(len(member), members, len(member) - members)
+        if lacking or not binned:
+            said = (lacking or "there are no features").replace("bads", "members").replace("goods", "others")
+            found.append(ProxyStrength(attribute, group, Estimate.unknown(len(member), said), ()))
+            continue
+        fold = _folds(member, limits.seed)
+        told = [_shares(bins, member, fold) for bins in binned]
+        areas = [auc_value(member, each) for each in told]
+        best = int(np.argmax(areas))
+        estimate = auc(member, told[best], terms=Terms(limits.minimum, limits.level))
+        found.append(ProxyStrength(attribute, group, estimate, (names[best],)))
+    return tuple(found)
+
+
+def _bins(values: "pd.Series[Any]") -> NDArray[np.int64]:
+    """Return a bin number for each value, shape (n,)."""
+    if not pd.api.types.is_numeric_dtype(values):
+        return np.asarray(pd.factorize(values.astype(object), sort=False)[0], dtype=np.int64) + 1
+    numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    there = np.unique(numbers[~np.isnan(numbers)])
+    if len(there) > _PROXY_BINS:
+        there = np.unique(np.nanquantile(numbers, np.linspace(0, 1, _PROXY_BINS + 1)[:-1], method="lower"))
+    return np.where(np.isnan(numbers), 0, np.searchsorted(there, numbers, side="right")).astype(np.int64)
+
+
+def _shares(bins: NDArray[np.int64], member: Floats, fold: NDArray[np.int64]) -> Floats:
+    """Return the share of members in each row's bin among the rows of the other folds; shape (n,)."""
+    told, size = np.empty(len(member)), int(bins.max()) + 1
+    for held_out in range(_FOLDS):
+        learn, tell = fold != held_out, fold == held_out
+        counts = np.bincount(bins[learn], minlength=size)
+        # A bin of few rows says little: it is drawn towards the share of all by one row's weight.
+        shares = (np.bincount(bins[learn], member[learn], size) + member[learn].mean()) / (counts + 1)
+        told[tell] = shares[bins[tell]]
+    return told
+
+
 def less_discriminatory(
     refit: Refit,
     features: Sequence[str],
@@ -177,6 +233,7 @@ def less_discriminatory(
     groups: Mapping[str, Groups],
     approval_rate: float,
     *,
+    left_out: Sequence[str] | None = None,
     auc_margin: float = 0.005,
     references: Mapping[str, str | None] | None = None,
     limits: Limits | None = None,
@@ -197,6 +254,8 @@ def less_discriminatory(
         Group of each test row by attribute, shape (n,) each.
     approval_rate
         Share that is accepted, 0..1: those of lowest PD.
+    left_out
+        Features to leave out, one at a time; by default each.
     auc_margin
         AUC that an alternative may lose, beyond chance.
     references
@@ -216,7 +275,7 @@ def less_discriminatory(
         np.asarray(y, dtype=np.float64), whole, groups, approval_rate, references or {}, limits or Limits()
     )
     rows = [search.row("", whole)]
-    for name in everything:
+    for name in everything if left_out is None else left_out:
         try:
             rows.append(search.row(name, refit(tuple(each for each in everything if each != name))))
         except UserError as error:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mlops_assets.credit_risk._bias_measures import GroupResult, Limits, OddsResult
 from mlops_assets.credit_risk._bias_probes import FlipTest, ProxyStrength
-from mlops_assets.credit_risk.metrics import Estimate
+from mlops_assets.credit_risk.metrics import Estimate, at_most
 
 Status = Literal["passed", "failed", "not_assessed"]
 
@@ -63,6 +63,8 @@ class BiasReport:
         Groups of two attributes at a time.
     alternatives
         What `less_discriminatory` found; None where it was not asked.
+    single_proxies
+        For each group the one feature that tells it best, with its AUC.
     """
 
     rows: int
@@ -72,18 +74,26 @@ class BiasReport:
     flips: FlipTest | None
     alternatives: pd.DataFrame | None
     limits: Limits
+    single_proxies: tuple[ProxyStrength, ...] = ()
 
     @property
     def status(self) -> Status:
-        """The worst of attributes, flip test and, where they have a bound, intersections."""
+        """The worst of attributes, single proxies, flip test and, where they have a bound, intersections."""
         found: list[Status] = [each.status for each in self.attributes] or ["not_assessed"]
         found += ["failed"] if self.low_intersections() else []
+        strongest = [self.strongest_proxy(each.attribute) for each in self.attributes]
+        found += [at_most(each.auc, self.limits.proxy_auc).status for each in strongest if each is not None]
         found += [self.flips.status] if self.flips is not None else []
         return min(found, key=lambda status: _WORST[status])
 
     def low_intersections(self) -> tuple[GroupResult, ...]:
         """Return the intersections whose approval ratio lies below their bound beyond chance; none without a bound."""
         return _below(self.intersections, self.limits.intersection_ratio)
+
+    def strongest_proxy(self, attribute: str) -> ProxyStrength | None:
+        """Return the single feature that tells a group of the attribute best; None where none was looked for."""
+        found = [each for each in self.single_proxies if each.attribute == attribute]
+        return max(found, key=lambda each: each.auc.value or 0.0, default=None)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return tables for a page by name, at most 20 rows each."""
@@ -94,6 +104,7 @@ class BiasReport:
             "outcomes": _outcomes_table(groups),
             "intersections": _approvals_table(self.intersections, self.limits),
             "proxies": _proxies_table(self.proxies),
+            "single_proxies": _proxies_table(self.single_proxies),
         }
         if self.flips is not None:
             row = {**asdict(self.flips), "by_column": str(dict(self.flips.by_column))}
@@ -110,6 +121,7 @@ class BiasReport:
             "attributes": [asdict(each) for each in self.attributes],
             "intersections": [asdict(each) for each in self.intersections],
             "proxies": [asdict(each) for each in self.proxies],
+            "single_proxies": [asdict(each) for each in self.single_proxies],
             "flips": None if self.flips is None else asdict(self.flips),
             "alternatives": None if self.alternatives is None else self.alternatives.to_dict("records"),
             "limits": asdict(self.limits),

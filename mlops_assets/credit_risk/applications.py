@@ -96,15 +96,21 @@ def deliveries(spec: Spec, periods: Sequence[str], warehouse: Warehouse, contrac
         if spec.data.numbered:
             named = _one_source_a_name(named, source)
             frame.insert(0, "application_id", numbered_ids(spec, source, rows))
-        protected = None
-        if inline:
-            protected = frame[["application_id", *(name for name in inline if name in frame.columns)]]
-            frame = _unnamed(_without(frame, inline))  # noqa: PLW2901
-        kept = [name for name in ("application_id", *own, UNREADABLE) if name in frame.columns]
-        frame = bounded(frame.loc[:, list(dict.fromkeys(kept))])  # noqa: PLW2901
+        frame, protected = separated(spec, frame)  # noqa: PLW2901
         yield Delivery(
             frame, source, rows, protected, owner, tuple(name for name in there if name.casefold() not in used)
         )
+
+
+def separated(spec: Spec, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return raw rows without their protected attributes, and these by application; None where they are elsewhere."""
+    protected = None
+    if protected_inline(spec):
+        inline = spec.protected_names
+        protected = frame[["application_id", *(name for name in inline if name in frame.columns)]] if inline else None
+        frame = _unnamed(_without(frame, inline)) if inline else frame
+    kept = [name for name in ("application_id", *canonical_columns(spec), UNREADABLE) if name in frame.columns]
+    return bounded(frame.loc[:, list(dict.fromkeys(kept))]), protected
 
 
 def protected_inline(spec: Spec) -> bool:

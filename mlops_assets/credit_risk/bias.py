@@ -13,13 +13,15 @@ or unknown is not assessed, and never passes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mlops_assets.credit_risk._bias_feed import RawFeed, some
 from mlops_assets.credit_risk._bias_groups import UNKNOWN, Attribute, Groups, join
 from mlops_assets.credit_risk._bias_measures import (
     Decided,
@@ -36,6 +38,7 @@ from mlops_assets.credit_risk._bias_probes import (
     flip_test,
     less_discriminatory,
     proxy_strength,
+    single_proxies,
 )
 from mlops_assets.credit_risk._bias_report import AttributeResult, BiasReport, Status
 from mlops_assets.credit_risk.metrics import Estimate, Floats, Minimum, at_least, at_most
@@ -63,12 +66,14 @@ __all__ = [
     "less_discriminatory",
     "proxy_strength",
     "report_of",
+    "single_proxies",
 ]
 
 DECISIONS = ("accept", "refer", "reject")
 GATE = "bias_report"
 
-_FLIPPED_ROWS = 500
+_FLIPPED_ROWS = 200
+_LEFT_OUT = 8
 
 
 def bias_report(
@@ -116,10 +121,12 @@ def bias_report(
         measured, _, _ = measure_groups(name, rows, both, reference=None, absent=(), limits=bounds)
         cells += [each for each in measured if each.group != UNKNOWN]
     proxies: list[ProxyStrength] = []
+    single: list[ProxyStrength] = []
     if features is not None:
         for name, of_rows in groups.items():
             proxies += proxy_strength(name, features, of_rows, bounds)
-    return BiasReport(len(rows), results, tuple(cells), tuple(proxies), flips, alternatives, bounds)
+            single += single_proxies(name, features, of_rows, bounds)
+    return BiasReport(len(rows), results, tuple(cells), tuple(proxies), flips, alternatives, bounds, tuple(single))
 
 
 def report_of(
@@ -145,7 +152,8 @@ def report_of(
     champion
         The model that serves, or None.
     refit
-        From names of features to the test rows' PDs by a model trained on these: searches for an alternative.
+        From names of features to the test rows' PDs by a model trained on these: searches for an alternative without
+        one of the eight features that tell most of a group.
     """
     test, limits = frames["test"], limits_of(spec)
     predicted = model.predict(model.schema.matrix(test))
@@ -160,7 +168,8 @@ def report_of(
     if refit is not None and attributes and len(test):
         alternatives = less_discriminatory(
             refit, model.schema.names, decided["y"], groups, float((decided["decision"] == "accept").mean()),
-            auc_margin=spec.gates.auc_loss, references={each.name: each.reference for each in attributes},
+            left_out=_telling(model.schema.matrix(test), groups, limits), auc_margin=spec.gates.auc_loss,
+            references={each.name: each.reference for each in attributes},
             limits=limits,
         )  # fmt: skip
     return bias_report(
@@ -169,9 +178,22 @@ def report_of(
         attributes,
         limits=limits,
         features=model.schema.matrix(test),
-        flips=_flips(model, test.reset_index(drop=True), known.reset_index(drop=True)) if attributes else None,
+        flips=_flips(spec, model, test.reset_index(drop=True), known.reset_index(drop=True)) if attributes else None,
         alternatives=alternatives,
     )
+
+
+def _telling(features: pd.DataFrame, groups: Mapping[str, Groups], limits: Limits) -> list[str]:
+    """Return the features that tell most of a group when they are alone: to leave them out promises most."""
+    strength = {
+        str(name): max(
+            (each.auc.value or 0.0 for attribute, of_rows in groups.items()
+             for each in single_proxies(attribute, features[[name]], of_rows, limits)),
+            default=0.0,
+        )
+        for name in features.columns
+    }  # fmt: skip
+    return sorted(strength, key=lambda name: -strength[name])[:_LEFT_OUT]
 
 
 def limits_of(spec: Spec) -> Limits:
@@ -181,12 +203,13 @@ def limits_of(spec: Spec) -> Limits:
         Minimum(spec.gates.minimum_group, least, least),
         approval_ratio=spec.gates.approval_ratio,
         approval_drop=spec.gates.approval_drop,
+        proxy_auc=spec.gates.proxy_auc,
         seed=spec.training.seed,
     )
 
 
 def gates(spec: Spec, report: BiasReport) -> list[GateResult]:
-    """Return the report as gates: one an attribute, one for the flip test, one for intersections below their bound.
+    """Return the report as gates: of each attribute approval and strongest proxy, flips, intersections below a bound.
 
     An attribute that the spec waives passes with the waiver as its reason; the report itself does not change.
     """
@@ -204,6 +227,10 @@ def gates(spec: Spec, report: BiasReport) -> list[GateResult]:
     if report.flips is not None:
         value = float(report.flips.differing) if report.flips.compared else None
         found.append(GateResult(GATE, report.flips.status, value, 0.0, None, f"flip test: {report.flips.reason}"))
+    for each in report.attributes:
+        strongest = report.strongest_proxy(each.attribute)
+        if strongest is not None:
+            found.append(_proxy_gate(strongest, report.limits.proxy_auc, spec.gates.waived_groups.get(each.attribute)))
     return found
 
 
@@ -213,6 +240,18 @@ def _gate(result: AttributeResult, bound: float, waiver: str | None) -> GateResu
     if waiver is not None and status != "passed":
         reason, status = f"waived ({waiver}); without it {status.replace('_', ' ')}: {reason}", "passed"
     return GateResult(GATE, status, result.ratio.value, bound, _bounds(result.ratio), reason)
+
+
+def _proxy_gate(strongest: ProxyStrength, bound: float, waiver: str | None) -> GateResult:
+    """Hold the strongest single feature against the bound: one that gives a group away is the attribute itself."""
+    judged, status = at_most(strongest.auc, bound), at_most(strongest.auc, bound).status
+    feature = (
+        f"the feature {strongest.features[0]!r} alone tells" if strongest.features else "no feature can be judged:"
+    )
+    reason = f"strongest proxy: {feature} {strongest.attribute} = {strongest.group}, AUC {judged.reason}"
+    if waiver is not None and status != "passed":
+        reason, status = f"waived ({waiver}); without it {status.replace('_', ' ')}: {reason}", "passed"
+    return GateResult(GATE, status, strongest.auc.value, bound, _bounds(strongest.auc), reason)
 
 
 def _bounds(estimate: Estimate) -> tuple[float, float] | None:
@@ -313,17 +352,12 @@ def _decide(policy: "DecisionPolicy", predicted: Floats) -> "NDArray[np.str_]":
     return np.select([predicted < policy.accept_below, predicted >= policy.reject_from], ["accept", "reject"], "refer")
 
 
-def _flips(model: "PdModel", test: pd.DataFrame, known: pd.DataFrame) -> FlipTest:
-    """Change every protected value among those that occur, and score what the schema makes of some of the rows."""
+def _flips(spec: Spec, model: "PdModel", test: pd.DataFrame, known: pd.DataFrame) -> FlipTest:
+    """Change every protected value among those that occur, in some of the rows as their source would hold them."""
     rows = np.unique(np.linspace(0, max(len(test) - 1, 0), _FLIPPED_ROWS).round().astype(int))[: len(test)]
-    raw = test.iloc[rows].assign(**{str(name): known[name].iloc[rows] for name in known.columns})
-    values = {str(name): _some(known[name]) for name in known.columns}
-    return flip_test(lambda rows: model.predict(model.schema.matrix(rows)), raw, list(values), values)
-
-
-def _some(column: "pd.Series[Any]") -> list[Any]:
-    """At most five values of a column: its smallest, its largest and some between."""
-    distinct = sorted(column.dropna().unique().tolist(), key=lambda value: (str(type(value)), value))
-    if not distinct:
-        return []
-    return [distinct[place] for place in np.unique(np.linspace(0, len(distinct) - 1, 5).round().astype(int)).tolist()]
+    feed = RawFeed(spec, model)
+    raw = feed.accepted(feed.write(test.iloc[rows], known.iloc[rows]))
+    columns = {str(name): feed.column(str(name)) for name in known.columns}
+    values = {column: some(known[name]) for name, column in columns.items()}
+    found = flip_test(feed.score, raw, list(values), values)
+    return replace(found, by_column={name: found.by_column.get(column, 0) for name, column in columns.items()})

@@ -4,14 +4,25 @@ What belongs here: reading what a step needs, calling one function, attaching wh
 not: the measuring (`evaluation.py`, `bias.py`, `explanations.py`, `card.py`) and the verdict (`judging.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from mlops_assets.credit_risk import bias, card, evaluation, explanations, incidents, judging, models, pipeline
+from mlops_assets.credit_risk import (
+    bias,
+    card,
+    evaluation,
+    explanations,
+    incidents,
+    judging,
+    metrics,
+    models,
+    pipeline,
+    training,
+)
 from mlops_assets.credit_risk.policy import DecisionPolicy
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.foundation.files import AnyPath
@@ -104,10 +115,26 @@ def report_bias(
         protected,
         DecisionPolicy.of(spec),
         None if champion is None else models.load(registry.fetch(champion)),
+        refit=_refit(spec, judged.version.params["kind"], frames),
     )
     gates = bias.gates(spec, report)
     evidence = {"gates": [gate.as_row() for gate in gates], "bias": report.to_dict()}
     return Found(judged.version, registry.attach_evidence(judged.version, evidence), gates, report)
+
+
+def _refit(spec: Spec, kind: str, frames: Mapping[str, pd.DataFrame]) -> Callable[[tuple[str, ...]], metrics.Floats]:
+    """Return what trains a model of the candidate's kind on some of the features, and gives the test rows' PDs."""
+    fits: Mapping[str, Callable[[Spec, pd.DataFrame, pd.DataFrame], models.PdModel]]
+    fits = {"scorecard": training.fit_scorecard, "gbm": training.fit_gbm}
+
+    def refit(names: tuple[str, ...]) -> metrics.Floats:
+        numbers = tuple(each for each in spec.numeric if each.name in names)
+        categories = tuple(each for each in spec.categorical if each.name in names)
+        smaller = spec.model_copy(update={"numeric": numbers, "categorical": categories})
+        model = fits[kind](smaller, frames["train"], frames["calibrate"])
+        return model.predict(model.schema.matrix(frames["test"]))
+
+    return refit
 
 
 def protected_of(spec: Spec, warehouse: Warehouse, ids: "pd.Series[Any]") -> pd.DataFrame:

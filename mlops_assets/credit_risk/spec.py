@@ -375,7 +375,7 @@ class Spec(Block):
 
     @model_validator(mode="after")
     def _nothing_reads_what_is_protected(self) -> "Spec":
-        """A protected attribute under another name would be a feature, and no table of its own could keep it out."""
+        """Refuse a protected attribute under another name: no table of its own could keep it out of the score."""
         sources = [_columns_of(each) for each in (self.data.applications, self.data.protected, self.data.outcomes)]
         everywhere = {name.casefold(): name for name in self.protected_names}
         for mapped in sources:

@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from mlops_assets.credit_risk import bias, metrics
+from mlops_assets.credit_risk import _bias_feed, bias, judgement, metrics, training
 from mlops_assets.credit_risk.bias import Attribute, Limits
 from mlops_assets.credit_risk.metrics import Minimum
 from mlops_assets.credit_risk.policy import DecisionPolicy
@@ -32,6 +32,8 @@ from mlops_assets.credit_risk.sample_spec import SETTINGS
 from mlops_assets.credit_risk.schema import FeatureSchema
 from mlops_assets.credit_risk.spec import Protected, Spec
 from mlops_assets.foundation.errors import UserError
+from mlops_assets.foundation.sources import FilesSource
+from tests.credit_risk.small_loans import small_loans, small_spec
 
 DATA = Path(os.environ.get("MLOPS_ASSETS_TEST_DATA", Path(__file__).resolve().parents[2] / "../shared/data"))
 GERMAN = DATA / "german_credit" / "german.data"
@@ -727,6 +729,7 @@ def sample(n: int = 1500) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
     frame = pd.DataFrame(
         {
             "application_id": [f"x{k}" for k in range(n)],
+            "applied_at": pd.date_range("2025-01-01", periods=n, freq="h", tz="UTC"),
             "annual_income": rng.lognormal(10.4, 0.5, n) * np.where(origin == "B", 0.7, 1.0),
             "debt_to_income": rng.uniform(0, 0.8, n),
             "region": rng.choice(["north", "east"], n),
@@ -738,7 +741,9 @@ def sample(n: int = 1500) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
 
 
 def spec_with(**gates) -> Spec:
-    return Spec.model_validate({**SETTINGS, "gates": gates})
+    kept = {"annual_income", "debt_to_income", "region"}
+    features = {kind: [each for each in SETTINGS[kind] if each["name"] in kept] for kind in ("numeric", "categorical")}
+    return Spec.model_validate({**SETTINGS, **features, "ratios": [], "segments": [], "policy": {}, "gates": gates})
 
 
 def test_the_report_of_a_model_and_its_gates():
@@ -757,37 +762,94 @@ def test_the_report_of_a_model_and_its_gates():
     assert strength["origin", "A"].auc.low > 0.55
     assert strength["origin", "A"].features[0] == "annual_income"
     gates = bias.gates(spec, found)
-    assert [gate.gate for gate in gates] == ["bias_report"] * 4
-    assert [gate.status for gate in gates] == ["passed"] * 4
+    assert [gate.gate for gate in gates] == ["bias_report"] * 7
+    assert [gate.status for gate in gates] == ["passed"] * 7
     assert gates[2].reason.startswith("waived (the difference is in incomes and was accepted by the board); without it")
     assert gates[2].interval == (origin.ratio.low, origin.ratio.high)
     assert (gates[3].value, gates[3].bound) == (0, 0)
     plain = bias.gates(spec_with(), found)
-    assert [gate.status for gate in plain] == ["passed", "passed", "failed", "passed"]
+    assert [gate.status for gate in plain] == ["passed", "passed", "failed", *["passed"] * 4]
+    assert gates[6].reason.startswith("strongest proxy: the feature 'annual_income' alone tells origin = A, AUC 0.6")
+    assert 0.55 < gates[6].interval[0] < gates[6].value < gates[6].interval[1] < gates[6].bound == 0.95
 
 
-def test_a_model_that_sees_a_protected_attribute_fails_its_gate():
-    class Seeing(Additive):
-        class schema:  # noqa: N801
-            names = ("annual_income",)
+class ByRegion(Additive):
+    """A model that goes by the region alone."""
 
-            @staticmethod
-            def matrix(typed):
-                return typed[["annual_income", "debt_to_income"]].assign(sex=typed.get("sex"))
+    def predict(self, features: pd.DataFrame) -> np.ndarray:
+        return np.where(features["region"] == "f", 0.1, 0.2)
 
-        def __init__(self):
-            pass
 
-        def predict(self, features):
-            return np.where(features["sex"] == "f", 0.1, 0.2) + features["debt_to_income"].to_numpy() * 0
-
+def reading(columns: dict[str, str]) -> Spec:
+    """A spec whose applications are mapped like this, past its own refusal."""
     spec = spec_with()
+    source = FilesSource.model_validate({"kind": "files", "path": "loans.csv", "columns": columns})
+    levels = tuple(each.model_copy(update={"levels": ()}) for each in spec.categorical)
+    data = spec.data.model_copy(update={"applications": source})
+    return spec.model_copy(update={"data": data, "categorical": levels})
+
+
+def test_a_feature_that_reads_a_protected_column_fails_the_flip_test():
     frames, protected = sample(300)
-    found = bias.report_of(spec, Seeing(), frames, protected, DecisionPolicy.of(spec))
+    for columns in ({"region": "sex"}, {"region": "gender", "sex": "gender"}):
+        spec = reading(columns)
+        found = bias.report_of(spec, ByRegion(spec), frames, protected, DecisionPolicy.of(spec))
+        assert found.flips.status == "failed"
+        assert found.flips.by_column["sex"] > 0
+        assert found.flips.by_column["age"] == 0
+        (gate,) = [each for each in bias.gates(spec, found) if each.reason.startswith("flip test")]
+        assert gate.status == found.status == "failed"
+    spec = reading({"region": "quarter", "sex": "gender"})
+    assert bias.report_of(spec, ByRegion(spec), frames, protected, DecisionPolicy.of(spec)).flips.status == "passed"
+
+
+def test_a_protected_value_that_stays_in_the_payload_fails_though_no_model_reads_it(monkeypatch):
+    frames, protected = sample(100)
+    spec = spec_with()
+    monkeypatch.setattr(_bias_feed, "separated", lambda spec, frame: (frame.drop(columns=["age", "origin"]), None))
+    found = bias.report_of(spec, Additive(spec), frames, protected, DecisionPolicy.of(spec))
+    assert found.flips.status == "failed"
     assert found.flips.by_column["sex"] > 0
-    assert found.flips.by_column["age"] == 0
-    assert bias.gates(spec, found)[-1].status == "failed"
-    assert found.status == "failed"
+    assert (found.flips.by_column["age"], found.flips.by_column["origin"]) == (0, 0)
+
+
+def test_rows_that_the_contract_refuses_test_nothing():
+    frames, protected = sample(100)
+    spec = spec_with()
+    refused = {"test": frames["test"].assign(debt_to_income=99.0)}
+    found = bias.report_of(spec, Additive(spec), refused, protected, DecisionPolicy.of(spec))
+    assert (found.flips.status, found.flips.reason) == ("not_assessed", "there are no rows")
+
+
+def test_a_single_feature_that_gives_a_group_away_fails_unless_it_is_waived():
+    frames, protected = sample(600)
+    frames["test"]["region"] = np.where(protected["origin"] == "A", "north", "east")
+    found = bias.report_of(spec_with(), Additive(spec_with()), frames, protected, DecisionPolicy.of(spec_with()))
+    proxy = bias.gates(spec_with(), found)[-1]
+    assert (proxy.status, proxy.bound) == ("failed", 0.95)
+    assert proxy.value > 0.99
+    assert proxy.reason.startswith("strongest proxy: the feature 'region' alone tells origin = A, AUC 1")
+    waived = bias.gates(spec_with(waived_groups={"origin": "a bank of one region"}), found)[-1]
+    assert waived.status == "passed"
+    assert waived.reason.startswith("waived (a bank of one region); without it failed: strongest proxy")
+    assert found.tables()["single_proxies"]["features"].iloc[0] == "region"
+    loose = spec_with(proxy_auc=1.0)
+    again = bias.report_of(loose, Additive(loose), frames, protected, DecisionPolicy.of(loose))
+    assert bias.gates(loose, again)[-1].status == "passed"
+
+
+def test_a_copied_age_is_a_proxy_of_its_middle_group_too_and_noise_is_none():
+    rng = np.random.default_rng(6)
+    age = rng.integers(18, 90, 2000)
+    groups = AGE.assign(pd.Series(age))
+    copied = pd.DataFrame({"noise": rng.normal(size=2000), "years": age + rng.normal(size=2000) * 0.1})
+    found = {each.group: each for each in bias.single_proxies("age", copied, groups, Limits())}
+    assert set(found) == {"26 to below 60", "60 and above", "below 26"}
+    assert all(each.features == ("years",) and each.auc.value > 0.97 for each in found.values())
+    blind = bias.single_proxies("age", copied[["noise"]], groups, Limits())
+    assert all(0.4 < each.auc.value < 0.6 for each in blind)
+    (small,) = bias.single_proxies("age", copied[:30], np.full(30, "a", dtype=object), Limits())
+    assert (small.auc.assessed, small.features) == (False, ())
 
 
 def test_the_search_for_an_alternative_is_part_of_the_report_where_asked():
@@ -807,6 +869,33 @@ def test_the_search_for_an_alternative_is_part_of_the_report_where_asked():
     assert table["left_out"].iloc[0] == ""
     assert set(table["left_out"]) == {"", *model.schema.names}
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["alternatives"][0]["left_out"] == ""
+
+
+@pytest.mark.parametrize("kind", ["scorecard", "gbm"])
+def test_the_search_trains_the_candidates_kind_without_the_features_that_tell_most(kind):
+    spec, loans = small_spec(protected=[{"name": "origin"}]), small_loans(3000)
+    frames = {"train": loans[:1800], "calibrate": loans[1800:2300], "test": loans[2300:].reset_index(drop=True)}
+    origin = np.where(frames["test"]["region"] == "B", "x", "y")
+    fitted = {"scorecard": training.fit_scorecard, "gbm": training.fit_gbm}[kind]
+    model = fitted(spec, frames["train"], frames["calibrate"])
+    found = bias.report_of(
+        spec, model, frames, pd.DataFrame({"origin": origin}), DecisionPolicy.of(spec),
+        refit=judgement._refit(spec, kind, frames),
+    )  # fmt: skip
+    table = found.tables()["alternatives"].set_index("left_out")
+    assert set(table.index) == {"", *model.schema.names}
+    whole = metrics.auc(frames["test"]["bad"], model.predict(model.schema.matrix(frames["test"]))).value
+    assert table.loc["", "auc"] == pytest.approx(whole, abs=0.01)
+    assert table.loc["region", "origin_ratio"] > table.loc["", "origin_ratio"]
+    assert table.loc["income", "auc"] < table.loc["", "auc"]
+
+
+def test_no_more_than_eight_features_are_left_out():
+    rng = np.random.default_rng(8)
+    group = rng.choice(np.array(["a", "b"], dtype=object), 400)
+    features = pd.DataFrame({f"f{k}": rng.normal(size=400) + (k == 9) * (group == "a") for k in range(12)})
+    names = bias._telling(features, {"origin": group}, Limits())
+    assert (len(names), names[0]) == (8, "f9")
 
 
 def test_intersections_below_a_bound_are_one_gate():
