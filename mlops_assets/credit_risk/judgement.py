@@ -25,6 +25,7 @@ from mlops_assets.credit_risk import (
 )
 from mlops_assets.credit_risk.policy import DecisionPolicy
 from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import AnyPath
 from mlops_assets.foundation.journal import Journal
 from mlops_assets.foundation.registry import GateResult, ModelVersion, Registry
@@ -89,6 +90,8 @@ def evaluate(
         gates += judging.comparison_gates(spec, measured.against)
     evidence = {
         **judging.evidence_of(spec, measured, gates),
+        "policy": pipeline.stated(DecisionPolicy.of(spec)),
+        "reasons_version": pipeline.reason_table(registry.fetch(chosen)).version,
         "training_set": training_set.sha256,
         "split": dict(training_set.metadata),
         "candidate": {"model": chosen.model, **chosen.as_part()},
@@ -118,7 +121,11 @@ def report_bias(
         refit=_refit(spec, judged.version.params["kind"], frames),
     )
     gates = bias.gates(spec, report)
-    evidence = {"gates": [gate.as_row() for gate in gates], "bias": report.to_dict()}
+    evidence = {
+        "gates": [gate.as_row() for gate in gates],
+        "policy": pipeline.stated(DecisionPolicy.of(spec)),
+        "bias": report.to_dict(),
+    }
     return Found(judged.version, registry.attach_evidence(judged.version, evidence), gates, report)
 
 
@@ -155,7 +162,11 @@ def explain_candidate(spec: Spec, training_set: Snapshot, judged: "Judged", regi
         spec, models.load(folder), pipeline.reason_table(folder), frames_of(training_set), DecisionPolicy.of(spec)
     )
     gates = explanations.gates(spec, found)
-    evidence = {"gates": [gate.as_row() for gate in gates], "explanations": found.to_dict()}
+    evidence = {
+        "gates": [gate.as_row() for gate in gates],
+        "policy": pipeline.stated(DecisionPolicy.of(spec)),
+        "explanations": found.to_dict(),
+    }
     return Found(judged.version, registry.attach_evidence(judged.version, evidence), gates, found)
 
 
@@ -164,19 +175,31 @@ def write_card(
 ) -> Found:
     """Write the model card and put all evidence on the version under one hash.
 
+    Who approves the version approves the policy with it: it is the one that every part was measured with.
+
     Raises
     ------
     UserError
-        The parts are about different versions.
+        The parts are about different versions, or were measured with another policy than the spec's.
     """
     version = parts["evaluation"].version
     evidence = {name: registry.evidence(version, part.evidence_sha256) for name, part in parts.items()}
+    policy = DecisionPolicy.of(spec)
+    others = [name for name, part in evidence.items() if part.get("policy") != pipeline.stated(policy)]
+    if others:
+        raise UserError(
+            f"{', '.join(others)} was made with another policy than the spec's, {policy.version}",
+            where=f"{spec.name}/model_card",
+            remedy="materialize them again, then the card: what is approved has to be what was measured.",
+        )
     written = card.write(spec, version, evidence, dict(training_set.metadata), root)
     gates = [gate for each in evidence.values() for gate in judging.read_gates(each["gates"])]
     gates.append(card.gate(written))
     whole = {
         "gates": [gate.as_row() for gate in gates],
         "evidence": {name: part.evidence_sha256 for name, part in parts.items()},
+        "policy": pipeline.stated(policy),
+        "reasons_version": evidence["evaluation"]["reasons_version"],
         "candidate": evidence["evaluation"]["candidate"],
         "champion": evidence["evaluation"]["champion"],
         "training_set": training_set.sha256,

@@ -21,7 +21,7 @@ from mlops_assets.credit_risk.spec import Spec, parse_spec
 from mlops_assets.credit_risk.training import REASONS_FILE
 from mlops_assets.foundation import provenance
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.registry import ChampionHistory, ModelVersion, Registry
+from mlops_assets.foundation.registry import ChampionHistory, ChampionRecord, ModelVersion, Registry
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -66,6 +66,79 @@ def last_attempt(spec: Spec, registry: Registry) -> str | None:
     return None if latest is None else latest.tags["period"]
 
 
+def approved_policy(spec: Spec, history: ChampionHistory, version: ModelVersion | None = None) -> DecisionPolicy:
+    """Return the policy that decides beside the champion: the one in the evidence by which it was approved.
+
+    Where nobody approves, and where the evidence is from before it named a policy, that is the spec's.
+
+    Parameters
+    ----------
+    version
+        The champion as the caller has resolved it.
+
+    Raises
+    ------
+    UserError
+        Another version serves meanwhile, or the evidence holds a policy that this release cannot decide by.
+    """
+    record = history.current()
+    if version is not None and (record is None or record.version != version.version):
+        raise UserError(
+            f"{version} does not serve any more",
+            where=f"{spec.name}/champion",
+            remedy="run again: another version was approved, or rolled back to, a moment ago.",
+        )
+    found = None if record is None else policy_by(history, record)
+    return DecisionPolicy.of(spec) if found is None else found
+
+
+def policy_by(history: ChampionHistory, record: ChampionRecord) -> DecisionPolicy | None:
+    """Return the policy that a record approved with its version; None where it approved none.
+
+    Raises
+    ------
+    UserError
+        The evidence is damaged, or holds a policy that this release cannot decide by.
+    """
+    if not history.approval_required or record.version is None or record.evidence_sha256 is None:
+        return None
+    version = history.registry.get(history.model, record.version)
+    found = history.registry.evidence(version, record.evidence_sha256).get("policy")
+    if found is None:
+        return None
+    try:
+        policy = DecisionPolicy.from_dict({name: value for name, value in found.items() if name != "version"})
+        known = policy.version == found["version"]
+    except (AttributeError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise UserError(
+            "the approved policy is none that this release can decide by",
+            where=f"evidence {record.evidence_sha256[:12]} of {version}",
+            remedy="use the release that evaluated the version, or train and approve with this one.",
+        )
+    return policy
+
+
+def stated(policy: DecisionPolicy) -> dict[str, Any]:
+    """Return a policy with its version, as contexts of decisions and evidence hold it."""
+    return {**policy.to_dict(), "version": policy.version}
+
+
+def waiting_policy(spec: Spec, approved: DecisionPolicy) -> str | None:
+    """Return, in words, that the spec's policy does not decide yet; None where it is the approved one."""
+    wanted = DecisionPolicy.of(spec)
+    if wanted.version == approved.version:
+        return None
+    then, now = approved.to_dict(), wanted.to_dict()
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    changed = ", ".join(f"{name} {then.get(name)} -> {now.get(name)}" for name in names)
+    return (
+        f"the spec's policy {wanted.version} ({changed}) waits for a training and its approval; "
+        f"decisions go on by the approved policy {approved.version}"
+    )
+
+
 def load_decider(
     spec: Spec, registry: Registry, version: ModelVersion, policy: Mapping[str, Any] | None = None
 ) -> Decider:
@@ -74,7 +147,7 @@ def load_decider(
     Parameters
     ----------
     policy
-        The policy of a past decision; by default the spec's.
+        The approved policy, or that of a past decision; by default the spec's.
     """
     folder = registry.fetch(version)
     return Decider(
@@ -109,7 +182,7 @@ def decision_context(spec: Spec, decider: Decider, version: ModelVersion, run_id
         },
         "feature_version": decider.model.schema.version,
         "baseline": decider.model.baseline,
-        "policy": {**decider.policy.to_dict(), "version": decider.policy.version},
+        "policy": stated(decider.policy),
         "reasons_version": decider.table.version,
         "contract": contract_settings(spec),
         "run_id": run_id,

@@ -24,6 +24,7 @@ CHECKS = {
     "outlier_flags": ("few_outliers",),
     "decisions": (
         "every_application_is_decided", "every_rejection_has_a_reason", "the_log_is_unbroken", "decisions_replay",
+        "the_policy_is_approved",
     ),
     "drift_report": ("applications_have_not_drifted",),
     "decision_mix": ("scores_are_spread_as_before", "decisions_are_spread_as_before", "reasons_are_spread_as_before"),

@@ -8,6 +8,7 @@ period. What does not: the statistics (`monitoring.py`, `performance.py`, `vinta
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from mlops_assets.credit_risk import labels, models, monitoring, performance, vi
 from mlops_assets.credit_risk.decision_log import DecisionLog
 from mlops_assets.credit_risk.models import PdModel
 from mlops_assets.credit_risk.monitoring import Batch, DriftFinding, Mix
+from mlops_assets.credit_risk.outliers import OutlierModel
 from mlops_assets.credit_risk.policy import RULE_NAMES, RULES, DecisionPolicy
+from mlops_assets.credit_risk.reasons import explain, thin_files
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.credit_risk.vintages import Vintages
 from mlops_assets.credit_risk.windows import end_of
@@ -30,24 +33,51 @@ from mlops_assets.foundation.resources import Tables, Warehouse
 from mlops_assets.foundation.snapshots import SnapshotStore
 
 KINDS = ("drift", "mix", "estimated", "realised", "labels")
+PARTS = ("train", "calibrate", "test")
+
+_DECIDED_ROWS = 20_000
 
 
 @dataclass(frozen=True)
 class Watched:
-    """The champion that is watched, with its model loaded and checked."""
+    """The champion that is watched, loaded and checked, with what decides beside it; without a policy, the spec's."""
 
     version: ModelVersion
     model: PdModel
+    outliers: OutlierModel
+    policy: DecisionPolicy | None = None
 
     @classmethod
-    def of(cls, registry: Registry, version: ModelVersion) -> "Watched":
+    def of(cls, registry: Registry, version: ModelVersion, policy: DecisionPolicy | None = None) -> "Watched":
         """Load a version."""
-        return cls(version, models.load(registry.fetch(version)))
+        folder = registry.fetch(version)
+        return cls(version, models.load(folder), OutlierModel.load(folder), policy)
 
     @property
     def as_of(self) -> str:
         """The period at whose end its training data were cut."""
         return self.version.tags["period"]
+
+    def decide(self, spec: Spec, features: pd.DataFrame) -> pd.DataFrame:
+        """Return what rows of features come to as a decider makes it of them: pd, decision, theme of the first reason.
+
+        Rows of a contract's accepted applications: nothing is quarantined here.
+        """
+        policy, schema = self.policy or DecisionPolicy.of(spec), self.model.schema
+        scores = self.model.score(features)
+        reasons = explain(scores, features, schema, most=policy.reasons)
+        rules = policy.decide(
+            scores.pd,
+            thin=thin_files(features, schema, policy.insufficient),
+            out_of_range=np.asarray(scores.out_of_range.any(axis=1)),
+            outlier=self.outliers.score(features).flagged,
+            has_reason=reasons.any,
+            informed=reasons.informed,
+        )
+        decisions = [RULES[RULE_NAMES[rule]][0] for rule in rules.tolist()]
+        themes = [reasons.themes[at] if at >= 0 else None for at in reasons.order[:, 0].tolist()]
+        columns = {"decision": decisions, "theme": themes}
+        return pd.DataFrame({"pd": scores.pd, **{name: pd.Series(v, dtype=object) for name, v in columns.items()}})
 
 
 @dataclass(frozen=True)
@@ -166,38 +196,24 @@ def mixes_of(spec: Spec, watched: Watched, warehouse: Warehouse, log: DecisionLo
     with warehouse.session() as tables:
         reference = labels.reference_rows(tables, spec, watched.as_of)
     window = recent_decisions(spec, watched, log, period)
-    policy = DecisionPolicy.of(spec)
-    features = watched.model.schema.matrix(reference)
-    before = watched.model.predict(features)
-    nothing = np.zeros(len(before), dtype=bool)
-    rules = policy.decide(
-        before, thin=nothing, out_of_range=nothing, outlier=nothing, has_reason=~nothing, informed=~nothing
-    )
-    decisions = [RULES[RULE_NAMES[rule]][0] for rule in rules.tolist()]
     scored = window[window["pd"].notna()]
-    found = [
-        monitoring.score_mix(before, scored["pd"].to_numpy(dtype=np.float64)),
-        monitoring.decision_mix(decisions, scored["decision"].tolist()),
+    # The window is decided on with all rules, and so is the reference; what is quarantined is in neither.
+    before = watched.decide(spec, watched.model.schema.matrix(reference.iloc[:: 1 + len(reference) // _DECIDED_ROWS]))
+    return [
+        monitoring.score_mix(before["pd"], scored["pd"].to_numpy(dtype=np.float64)),
+        monitoring.decision_mix(before["decision"].tolist(), scored["decision"].tolist()),
+        monitoring.reason_mix(before["theme"].dropna().tolist(), scored["theme"].dropna().tolist()),
     ]
-    themes = _first_themes(watched, features)
-    found.append(monitoring.reason_mix(themes, scored["theme"].dropna().tolist()))
-    return found
-
-
-def _first_themes(watched: Watched, features: pd.DataFrame) -> list[str]:
-    from mlops_assets.credit_risk.reasons import explain
-
-    sample = features.iloc[:: max(1, len(features) // 5_000)]
-    reasons = explain(watched.model.score(sample), sample, watched.model.schema, most=1)
-    return [reasons.themes[at] for at in reasons.order[:, 0].tolist() if at >= 0]
 
 
 def recent_decisions(spec: Spec, watched: Watched, log: DecisionLog, period: str) -> pd.DataFrame:
-    """Return the champion's latest decisions up to a period, as many as a window has rows."""
-    frame = log.frame(log.touched(model=watched.version.sha256))
-    if frame.empty:
-        return frame
-    return frame[frame["period"] <= period].sort_values("period", kind="stable").tail(spec.monitoring.window_rows)
+    """Return the champion's latest decisions up to a period, as many as a window has rows, the oldest period first.
+
+    The log is read from its end, and no further than the window goes.
+    """
+    newest = log.journal.read("decision", index={"model_sha256": watched.version.sha256}, ascending=False)
+    entries = islice((entry for entry in newest if entry.index["period"] <= period), spec.monitoring.window_rows)
+    return log.frame(reversed(list(entries))).sort_values("period", kind="stable")
 
 
 def estimated_of(spec: Spec, watched: Watched, log: DecisionLog, period: str) -> performance.Estimated:
@@ -210,17 +226,23 @@ def estimated_of(spec: Spec, watched: Watched, log: DecisionLog, period: str) ->
 def realised_of(
     spec: Spec, watched: Watched, warehouse: Warehouse, log: DecisionLog, snapshots: SnapshotStore, period: str
 ) -> performance.Realised:
-    """Measure the champion on its own decisions whose loans have matured, beside its equally truncated test loans."""
-    decisions = log.frame(log.touched(model=watched.version.sha256))
-    decisions = decisions[decisions["period"] <= period]
+    """Measure the champion on its own decisions whose loans have matured, beside its equally truncated test loans.
+
+    Decisions on loans that are in its training set, such as those of a history that was decided afterwards, do not
+    count: it has seen how they turned out.
+    """
+    training_set = snapshots.load(watched.version.tags["training_set"])
+    learned: set[str] = set()
+    for part in PARTS:
+        learned.update(training_set.read(part, ["application_id"])["application_id"])
+    made = log.touched(model=watched.version.sha256)
+    decisions = log.frame(entry for entry in made if entry.index["period"] <= period and entry.subject not in learned)
     with warehouse.session() as tables:
         known = labels.matured_labels(tables, spec, period).frame[["application_id", "bad"]]
-    test = snapshots.load(watched.version.tags["training_set"]).read("test")
-    pds = watched.model.predict(watched.model.schema.matrix(test))
-    reference = pd.DataFrame({"pd": pds, "bad": test["bad"].to_numpy(dtype=np.float64)})
-    return performance.realised(
-        decisions, known, spec.monitoring, reference=reference, accept_below=DecisionPolicy.of(spec).accept_below
-    )
+    test = training_set.read("test")
+    reference = watched.decide(spec, watched.model.schema.matrix(test))
+    reference["bad"] = test["bad"].to_numpy(dtype=np.float64)
+    return performance.realised(decisions, known, spec.monitoring, reference=reference)
 
 
 def new_labels(spec: Spec, warehouse: Warehouse, since: str | None, period: str) -> dict[str, int]:
