@@ -15,9 +15,9 @@ import pandas as pd
 
 from mlops_assets.credit_risk import incidents
 from mlops_assets.credit_risk._api_applications import Application, broken
-from mlops_assets.credit_risk.contracts import applications_contract
 from mlops_assets.credit_risk.deciding import Decider, Request
 from mlops_assets.credit_risk.decision_log import DecisionLog
+from mlops_assets.credit_risk.repeats import same_content
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.credit_risk.windows import key_of, period_of
 from mlops_assets.foundation.errors import UserError
@@ -131,21 +131,7 @@ class Desk:
 
     def _same(self, application: Application, record: Mapping[str, Any]) -> bool:
         """Tell whether a decision was made on this content, in whatever notation it came."""
-        sent, stored = dict(application.row), dict(record["payload"])
-        if sent.get("applied_at") is None and stored.get("applied_at") == record["received_at"]:
-            # The moment of the first request stood in for a time that neither request names.
-            stored["applied_at"] = None
-        if all(sent.get(name) == stored.get(name) for name in {*sent, *stored}):
-            return True
-        rows = [{**dict.fromkeys(sent), **row, "application_id": str(at)} for at, row in enumerate((sent, stored))]
-        for row in rows:
-            row["applied_at"] = row["applied_at"] or record["received_at"]
-        contract = applications_contract(self._spec, self._clock())
-        typed = contract.split(pd.DataFrame(rows, dtype=object), where="an application and its decision").accepted
-        if len(typed) != len(rows):
-            return False
-        one, other = (typed.drop(columns="application_id").astype(object).iloc[at] for at in range(2))
-        return bool(((one == other) | (one.isna() & other.isna())).all())
+        return same_content(self._spec, [(application.row, record)], self._clock())[0]
 
     def _decided(self, applications: Sequence[Application]) -> list[Answer | Exception]:
         """Decide on applications that the log does not know, and record those that break no rule."""
