@@ -79,7 +79,7 @@ def test_the_wheel_names_the_command_and_the_version(wheel: Path, names: set[str
 def test_the_installed_command_shows_its_help(installed: Path, tmp_path: Path) -> None:
     done = _elsewhere(installed, tmp_path, "-m", "mlops_assets.cli", "--help")
     assert done.returncode == 0
-    assert {"demo", "playlist", "rollback", "run", "status"} <= set(done.stdout.split())
+    assert {"approve", "demo", "playlist", "rollback", "run", "serve", "status", "trace"} <= set(done.stdout.split())
 
 
 def test_the_installed_package_finds_its_own_files(installed: Path, tmp_path: Path) -> None:
@@ -117,6 +117,25 @@ def test_the_installed_package_ingests_with_its_own_dbt_project(installed: Path,
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 1_000
     assert not list((installed / "mlops_assets" / "_dbt").rglob("*.log"))
+
+
+def test_the_installed_package_loads_every_system_and_takes_applications_in(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from mlops_assets import environment, systems; from mlops_assets.definitions import build_defs;"
+        "from mlops_assets.running import Follow, open_instance, run_job;"
+        "place = environment.current(); defs = build_defs(place);"
+        "job = defs.resolve_job_def('credit_risk_ingest')\n"
+        "with open_instance(place) as instance:\n"
+        "    run_job(job, instance, Follow(print, print), periods=['2023-09-01'], name='test')\n"
+        "print({key.path[0] for key in defs.resolve_all_asset_keys()} == set(systems.SYSTEMS))\n"
+        "table = 'credit_risk.accepted_applications'\n"
+        "print(place.resources()['warehouse'].query(f'select count(*) as n from {table}').n[0])"
+    )
+    done = _elsewhere(installed, tmp_path, "-c", code, MLOPS_ASSETS_HOME="home")
+    assert done.returncode == 0, done.stderr
+    *_, every, rows = done.stdout.split()
+    assert every == "True"
+    assert int(rows) > 10
 
 
 def _locked() -> list[tuple[Requirement, list[str]]]:
