@@ -25,6 +25,8 @@ RESERVED = frozenset(
 )  # fmt: skip
 """Columns of the system's tables that no feature and no protected attribute can be named like."""
 
+_UNNAMEABLE = frozenset('"\n\r\t\0')
+
 UNTHEMED = "without a theme, a reason that names it cannot be told"
 
 
@@ -346,10 +348,13 @@ class Spec(Block):
     @model_validator(mode="after")
     def _names_fit_together(self) -> "Spec":
         names = [*self.features, *self.protected_names]
-        problems = [f"{name!r} is named twice" for name in sorted({name for name in names if names.count(name) > 1})]
+        # Tables know no case, and a name with a quotation mark would end there.
+        folded = [name.casefold() for name in names]
+        problems = [f"{name!r} is named twice" for name in sorted({name for name in folded if folded.count(name) > 1})]
+        problems += [f"{name!r} is no name of a column" for name in names if not name.strip() or _UNNAMEABLE & {*name}]
         both = sorted({*self.features} & {*self.protected_names})
         problems += [f"{name!r} is protected and cannot be a feature" for name in both]
-        problems += [f"{name!r} is a column of the system's own" for name in names if name in RESERVED]
+        problems += [f"{name!r} is a column of the system's own" for name in names if name.casefold() in RESERVED]
         if not self.features:
             problems.append("there is no feature: name some under `numeric:` or `categorical:`")
         problems += [
