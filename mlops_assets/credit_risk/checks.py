@@ -283,12 +283,15 @@ def decision_results(
 ) -> Iterator[dg.AssetCheckResult]:
     """Judge what was decided."""
     key = names.key("decisions")
-    settled = made.decided + made.known
     yield outcome(
         spec.risk, "output", "every_application_is_decided", key,
-        "passed" if settled == made.applications else "failed",
-        f"{settled} of {made.applications} applications have a decision ({made.known} had it before).",
-        {"applications": made.applications, "decided": made.decided, "decided_before": made.known},
+        "failed" if made.missing or made.doubled else "passed",
+        f"of {made.applications} applications {made.missing} have no decision in the log, {made.doubled} have several "
+        f"on the same content ({made.known} had theirs before).",
+        {
+            "applications": made.applications, "decided": made.decided, "decided_before": made.known,
+            "missing": made.missing, "doubled": made.doubled,
+        },
     )  # fmt: skip
     yield outcome(
         spec.risk, "output", "every_rejection_has_a_reason", key, "failed" if made.without_reason else "passed",

@@ -5,7 +5,7 @@ not: how one is decided (`deciding.py`) and kept (`decision_log.py`).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,7 @@ from mlops_assets.credit_risk.decision_log import DecisionLog
 from mlops_assets.credit_risk.ingestion import ACROSS_ROWS
 from mlops_assets.credit_risk.pipeline import decision_context
 from mlops_assets.credit_risk.policy import RULE_NAMES
+from mlops_assets.credit_risk.repeats import same_content
 from mlops_assets.credit_risk.spec import Spec
 from mlops_assets.credit_risk.windows import end_of
 from mlops_assets.foundation.errors import UserError
@@ -34,6 +35,8 @@ class BatchDecisions:
     applications: int = 0
     decided: int = 0
     known: int = 0
+    missing: int = 0
+    doubled: int = 0
     decisions: Counter[str] = field(default_factory=Counter)
     rules: Counter[str] = field(default_factory=Counter)
     themes: Counter[str] = field(default_factory=Counter)
@@ -76,6 +79,8 @@ class BatchDecisions:
         self.applications += other.applications
         self.decided += other.decided
         self.known += other.known
+        self.missing += other.missing
+        self.doubled += other.doubled
         self.without_reason += other.without_reason
         self.probability += other.probability
         self.scored += other.scored
@@ -153,6 +158,8 @@ def _decide_new(
 ) -> None:
     """Decide on the applications that have no decision yet, and count what stands for each of the request."""
     names = request.decision_ids(decider.spec.name)
+    stands = _decided_before(log, decider.spec, request)
+    names = [stands.get(at, name) for at, name in enumerate(names)]
     known = log.recorded(names)
     first = {name: at for at, name in reversed(list(enumerate(names))) if name not in known}
     fresh = sorted(first.values())
@@ -165,6 +172,47 @@ def _decide_new(
             # Another run was faster with some of them: what it recorded stands.
             others = names
     outcome.add_known(log.get(name).body for name in others)
+    _ask_the_log(log, decider.spec, request, names, outcome)
+
+
+def _decided_before(log: DecisionLog, spec: Spec, request: Request) -> dict[int, str]:
+    """Return the decisions that were made on the same content in another notation, by position.
+
+    One that the service decided on comes back in a file, where 16000 is a text. What the ingestion refused for other
+    rows is judged by them, not by what it says alone.
+    """
+    earlier = log.named(request.ids)
+    asked = [
+        (at, name)
+        for at, application in enumerate(request.ids)
+        if application in earlier and at not in request.refused
+        for name in earlier[application]
+    ]
+    bodies = {name: log.get(name).body for name in {name for _, name in asked}}
+    same = same_content(spec, [(request.rows[at], bodies[name]) for at, name in asked], request.until)
+    stands: dict[int, str] = {}
+    for (at, name), equal in zip(asked, same, strict=True):
+        if equal:
+            stands.setdefault(at, name)
+    return stands
+
+
+def _ask_the_log(log: DecisionLog, spec: Spec, request: Request, names: Sequence[str], outcome: BatchDecisions) -> None:
+    """Count, in the log, the contents of a request without a decision and those with several."""
+    recorded, decisions = log.recorded(names), log.named(request.ids)
+    contents = {name: at for at, name in enumerate(names)}
+    outcome.missing += sum(
+        name not in recorded or name not in decisions.get(request.ids[at], ()) for name, at in contents.items()
+    )
+    asked = [
+        (at, other)
+        for name, at in contents.items()
+        if at not in request.refused
+        for other in decisions.get(request.ids[at], ())
+        if other != name
+    ]
+    same = same_content(spec, [(request.rows[at], log.get(other).body) for at, other in asked], request.until)
+    outcome.doubled += len({at for (at, _), equal in zip(asked, same, strict=True) if equal})
 
 
 def _stamped(records: Iterable[dict[str, Any]], now: datetime | None) -> Iterator[dict[str, Any]]:
