@@ -21,6 +21,7 @@ from mlops_assets.credit_risk import gbm, metrics, outliers, scorecard
 from mlops_assets.credit_risk.gbm import Gbm
 from mlops_assets.credit_risk.models import PdModel, model_name
 from mlops_assets.credit_risk.outliers import OutlierModel
+from mlops_assets.credit_risk.policy import DecisionPolicy
 from mlops_assets.credit_risk.reasons import ReasonTable
 from mlops_assets.credit_risk.schema import FeatureSchema
 from mlops_assets.credit_risk.scorecard import Scorecard
@@ -33,7 +34,7 @@ from mlops_assets.foundation.snapshots import Snapshot
 Slice = tuple[pd.DataFrame, NDArray[np.int64]]
 """Features as `FeatureSchema.matrix` makes them, and outcomes (n,), 1 for bad."""
 
-REASONS_FILE = "reasons.json"
+REASONS_FILE, POLICY_FILE = "reasons.json", "policy.json"
 
 
 def train_scorecard(spec: Spec, training_set: Snapshot, registry: Registry, tags: Mapping[str, str]) -> ModelVersion:
@@ -122,11 +123,16 @@ def _train(
 
 
 def _save(spec: Spec, model: PdModel, train: pd.DataFrame, folder: Path) -> None:
-    """Write all that a version consists of: the model, what is usual, and the sentences."""
+    """Write all that a version consists of: the model, what is usual, the sentences, and the policy it was judged under.
+
+    A changed policy makes another version, which has to be judged and approved like any other.
+    """
     model.save(folder)
     fit_outliers(spec, train).save(folder)
     table = ReasonTable.of(spec)
     write_atomic(folder / REASONS_FILE, canonical_json({"version": table.version, "themes": table.to_dict()}))
+    policy = DecisionPolicy.of(spec)
+    write_atomic(folder / POLICY_FILE, canonical_json({**policy.to_dict(), "version": policy.version}))
 
 
 def retrained_files(spec: Spec, training_set: Snapshot, kind: str) -> dict[str, str]:
