@@ -123,7 +123,7 @@ def _train(
 
 
 def _save(spec: Spec, model: PdModel, train: pd.DataFrame, folder: Path) -> None:
-    """Write all that a version consists of: the model, what is usual, the sentences, and the policy it was judged under.
+    """Write all that a version consists of: model, what is usual, sentences, and the policy it was judged under.
 
     A changed policy makes another version, which has to be judged and approved like any other.
     """

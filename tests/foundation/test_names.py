@@ -7,11 +7,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from mlops_assets.foundation.names import SystemNames, defined_keys, periods
-from mlops_assets.foundation.specs import Cadence
+from mlops_assets.foundation.names import SystemNames, defined_keys, partitions_of
+from mlops_assets.foundation.specs import Cadence, Periods
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
 NOW = datetime(2024, 3, 5, 12, tzinfo=UTC)
+
+
+def periods(cadence: Cadence, start: date, end: str | None, timezone: str) -> dg.TimeWindowPartitionsDefinition:
+    last = None if end is None else date.fromisoformat(end)
+    return partitions_of(Periods(cadence=cadence, start=start, end=last, timezone=timezone), timed=True)
 
 
 @pytest.mark.parametrize(
