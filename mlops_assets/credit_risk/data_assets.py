@@ -30,14 +30,14 @@ TABLES = {
 
 def build_data_assets(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     """Return ingestion, outcomes and outlier flags."""
-    return [_ingestion(spec, names), _outcomes(spec, names), _outliers(spec, names)]
+    return [*_ingestion(spec, names), *_outcomes(spec, names), *_outliers(spec, names)]
 
 
 def _schema(contract: Contract) -> dict[str, Any]:
     return {"dagster/column_schema": md.column_schema([row._asdict() for row in contract.table_schema()])}
 
 
-def _ingestion(spec: Spec, names: Names) -> dg.AssetsDefinition:
+def _ingestion(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     schema = _schema(applications_contract(spec, checks.ANY_TIME))
     specs = [
         dg.AssetSpec(
@@ -71,10 +71,10 @@ def _ingestion(spec: Spec, names: Names) -> dg.AssetsDefinition:
             yield dg.MaterializeResult(asset_key=names.key(table), metadata=shown)
         yield from checks.applications_results(spec, names, periods, report, operations, warehouse, store)
 
-    return ingestion
+    return [ingestion]
 
 
-def _outcomes(spec: Spec, names: Names) -> dg.AssetsDefinition:
+def _outcomes(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     @dg.asset(
         key=names.key("outcomes"),
         owners=DATA_TEAM,
@@ -93,10 +93,10 @@ def _outcomes(spec: Spec, names: Names) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(metadata=checks.outcomes_metadata(report))
         yield from checks.outcomes_results(spec, names, report)
 
-    return outcomes
+    return [outcomes]
 
 
-def _outliers(spec: Spec, names: Names) -> dg.AssetsDefinition:
+def _outliers(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     @dg.asset(
         key=names.key("outlier_flags"),
         owners=DATA_TEAM,
@@ -115,4 +115,4 @@ def _outliers(spec: Spec, names: Names) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(metadata=checks.outlier_metadata(found))
         yield from checks.outlier_results(spec, names, found)
 
-    return outlier_flags
+    return [outlier_flags]

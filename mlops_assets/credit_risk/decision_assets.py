@@ -23,7 +23,7 @@ from mlops_assets.foundation.snapshots import SnapshotStore
 
 def build_decision_assets(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     """Return the decisions and everything that watches them."""
-    return [_decisions(spec, names), *_watch(spec, names)]
+    return [*_decisions(spec, names), *_watch(spec, names)]
 
 
 def freshness_of(spec: Spec) -> dg.FreshnessPolicy:
@@ -34,7 +34,7 @@ def freshness_of(spec: Spec) -> dg.FreshnessPolicy:
     )
 
 
-def _decisions(spec: Spec, names: Names) -> dg.AssetsDefinition:
+def _decisions(spec: Spec, names: Names) -> Sequence[dg.AssetsDefinition]:
     @dg.asset(
         key=names.key("decisions"),
         owners=PRODUCT,
@@ -77,7 +77,7 @@ def _decisions(spec: Spec, names: Names) -> dg.AssetsDefinition:
         yield checks.policy_result(spec, names, history, policy)
         yield from checks.decision_results(spec, names, outcome, problems, sample)
 
-    return decisions
+    return [decisions]
 
 
 def _watched(spec: Spec, context: dg.AssetExecutionContext, models: ModelRegistry) -> watching.Watched:

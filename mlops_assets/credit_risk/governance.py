@@ -16,7 +16,7 @@ from mlops_assets.foundation.resources import Journals, ModelRegistry, Warehouse
 from mlops_assets.foundation.retries import mistakes_are_final
 
 
-class Person(dg.Config):  # type: ignore[misc]
+class Person(dg.Config):
     """Who decides, and why."""
 
     by: str = Field(description="Your name; it goes into the history.")
