@@ -31,7 +31,13 @@ demo: $(STAMP)
 dev: $(STAMP)
 	@mkdir -p $(DAGSTER_HOME)
 	@test -f $(DAGSTER_HOME)/dagster.yaml || cp dagster.yaml $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/dagster dev -w workspace.yaml $(ARGS)
+	@# The UI links to model cards and drift reports, which a second server shows; both end together. Job control gives
+	@# each its own group: what the shell starts in the background would not hear Ctrl+C, and end only when killed.
+	@set -m; $(BIN)/mlops-assets reports & reports=$$!; \
+	$(BIN)/dagster dev -w workspace.yaml $(ARGS) & dagster=$$!; \
+	trap 'kill -INT $$dagster $$reports 2>/dev/null' INT TERM; \
+	while kill -0 $$dagster 2>/dev/null; do wait $$dagster; done; \
+	kill -INT $$reports 2>/dev/null; true
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
