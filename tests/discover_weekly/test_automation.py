@@ -16,6 +16,7 @@ from mlops_assets.discover_weekly import automation
 from mlops_assets.discover_weekly.names import Names, partitions_of
 from mlops_assets.discover_weekly.spec import Spec
 from mlops_assets.environment import Environment
+from mlops_assets.foundation import provenance
 
 STOCKHOLM = "Europe/Stockholm"
 MODELS = {"collaborative_model", "content_model", "blend_model"}
@@ -208,11 +209,12 @@ def world(place: Environment, small_spec: Spec) -> Iterator[World]:
 def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Change the source of a logic module, as code versions see it."""
     package = Path(assets_module.__file__).parent
+    # The folder that code versions are made from.
     folder = tmp_path / "discover_weekly"
     folder.mkdir()
     for path in package.glob("*.py"):
         (folder / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(assets_module, "__file__", str(folder / "assets.py"))
+    monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
 
     def mark(module: str) -> None:
         with (folder / f"{module}.py").open("a", encoding="utf-8") as file:
@@ -233,6 +235,7 @@ def test_another_teams_change_asks_for_its_model_and_what_follows(world: World, 
 def test_a_change_is_asked_for_once(world: World, change: Callable[[str], None]) -> None:
     change("content")
     asked = world.tick()
+    assert asked
     assert world.tick() == set(), "asked for, not made yet"
     world.make(*[asset for asset, _ in asked])
     assert world.tick() == set(), "made"

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from mlops_assets.credit_risk.sample_spec import default_spec
 from mlops_assets.definitions import build_defs, configured_specs
 from mlops_assets.discover_weekly import assets as assets_module
 from mlops_assets.discover_weekly import defs as defs_module
@@ -299,13 +300,14 @@ def test_two_systems_live_in_one_location(place: Environment, make_spec: Callabl
 def test_a_file_adds_a_system_to_the_default_one(tmp_path: Path) -> None:
     (tmp_path / "films.yaml").write_text("name: films\n", encoding="utf-8")
     specs = configured_specs({"MLOPS_ASSETS_SPECS": str(tmp_path / "films.yaml")})
-    assert [spec.name for spec in specs] == ["discover_weekly", "films"]
+    assert [spec.name for spec in specs] == ["discover_weekly", "credit_risk", "films"]
 
 
 def test_a_file_of_the_default_name_replaces_it(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("playlist: {length: 7}\n", encoding="utf-8")
-    (spec,) = configured_specs({"MLOPS_ASSETS_SPECS": str(tmp_path / "own.yaml")})
+    other, spec = configured_specs({"MLOPS_ASSETS_SPECS": str(tmp_path / "own.yaml")})
     assert (spec.name, spec.playlist.length) == ("discover_weekly", 7)
+    assert other == default_spec()
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -316,8 +318,8 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         configured_specs({"MLOPS_ASSETS_SPECS": listed})
 
 
-def test_without_a_setting_there_is_the_default_system() -> None:
-    assert configured_specs({}) == [Spec()]
+def test_without_a_setting_there_are_the_default_systems() -> None:
+    assert configured_specs({}) == [Spec(), default_spec()]
 
 
 def test_a_test_replaces_a_resource_without_patching(place: Environment, small_spec: Spec, tmp_path: Path) -> None:
