@@ -12,9 +12,9 @@ the registry, boosted ones too, also decides the same applications in each proce
 its SHA-256 with this process's. The home is only read. ``--python`` names an interpreter that can import this package's
 dependencies, and may be given several times. For one with what the lock names:
 
-    python3.12 -m venv /tmp/elsewhere
-    /tmp/elsewhere/bin/python -m pip install --no-deps --require-hashes -r requirements.lock
-    python -m benchmarks.credit_replay --python /tmp/elsewhere/bin/python
+    python3.12 -m venv other
+    other/bin/python -m pip install --no-deps --require-hashes -r requirements.lock
+    python -m benchmarks.credit_replay --python other/bin/python
 
 The package itself comes from this checkout. New processes hash texts with another seed and have other numbers of
 threads than this one, one of them does without this processor's vector units, and every one says which versions it
