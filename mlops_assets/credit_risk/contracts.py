@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 
 from mlops_assets.credit_risk.spec import Numeric, Ratio, Spec
-from mlops_assets.foundation.contracts import Column, Contract, Rule, Split, matches, not_after, one_line
+from mlops_assets.foundation.contracts import Column, Contract, Rule, Split, not_after, on_text, one_line
 
 TEXT_CHARACTERS = 200
 """Longest id, category or outcome: more is no code but a text, an attack or a quote that was never closed."""
@@ -125,14 +127,12 @@ def _plain_text(column: str) -> list[Rule]:
     A code is shown in reports, tables and log lines: what none of them should ever run is refused here.
     """
 
-    def holds(values: "pd.Series[Any]") -> "pd.Series[bool]":
-        plain = matches(column, _PLAIN, bound="").holds(values)
-        markup = matches(column, _MARKUP, bound="").holds(values)
-        result: pd.Series[bool] = plain & ~(markup & values.notna())
-        return result
+    def holds(text: Any) -> Any:
+        return pc.and_not(pc.match_substring_regex(text, _PLAIN), pc.match_substring_regex(text, _MARKUP))
 
     bound = "plain text: no control characters, no markup, not starting with = or @"
-    return [one_line(column, TEXT_CHARACTERS), Rule(f"{column}_not_plain", column, holds, bound)]
+    plain = Rule(f"{column}_not_plain", column, lambda values: on_text(values, holds), bound)
+    return [one_line(column, TEXT_CHARACTERS), plain]
 
 
 def _one_of(column: str, values: tuple[str, ...], name: str) -> Rule:
@@ -147,8 +147,11 @@ def _range(number: Numeric) -> list[Rule]:
     codes = list(number.special)
 
     def holds(values: "pd.Series[Any]") -> "pd.Series[bool]":
-        result: pd.Series[bool] = values.between(low, high) | values.isin(codes)
-        return result
+        numbers = values.to_numpy()
+        held = (numbers >= low) & (numbers <= high)
+        for code in codes:
+            held |= numbers == code
+        return pd.Series(held, index=values.index)
 
     bound = "".join([_bounds(number.low, number.high), *(f", or {plain(c)} ({m})" for c, m in number.special.items())])
     return [Rule(f"{number.name}_in_range", number.name, holds, bound)]
@@ -160,11 +163,15 @@ def _ratio(spec: Spec, ratio: Ratio) -> Rule:
     special = {number.name: list(number.special) for number in spec.numeric}
 
     def holds(rows: pd.DataFrame) -> "pd.Series[bool]":
-        over, under = rows[ratio.numerator], rows[ratio.denominator]
-        judged = over.notna() & under.notna() & (under != 0)
-        judged &= ~over.isin(special[ratio.numerator]) & ~under.isin(special[ratio.denominator])
-        result: pd.Series[bool] = ~judged | (over / under.where(judged, 1.0)).between(low, high)
-        return result
+        sides = [rows[name].to_numpy() for name in (ratio.numerator, ratio.denominator)]
+        over, under = sides
+        judged = ~np.isnan(over) & ~np.isnan(under) & (under != 0)
+        for name, numbers in zip((ratio.numerator, ratio.denominator), sides, strict=True):
+            for code in special[name]:
+                judged &= numbers != code
+        with np.errstate(all="ignore"):
+            quotient = over / np.where(judged, under, 1.0)
+        return pd.Series(~judged | ((quotient >= low) & (quotient <= high)), index=rows.index)
 
     name = f"{ratio.numerator}_over_{ratio.denominator}"
     bound = f"{ratio.numerator} / {ratio.denominator}: {_bounds(ratio.low, ratio.high)}"

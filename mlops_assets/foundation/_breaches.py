@@ -19,6 +19,7 @@ UNREADABLE = "__unreadable_line__"
 QUARANTINE_COLUMNS = ("row", "rule", "column", "value", "bound", "raw")
 
 _VALUE_CHARACTERS = 500
+_NOTHING = pd.DataFrame({name: [] for name in QUARANTINE_COLUMNS}, dtype=object).astype({"row": "int64"})
 
 
 class Breaches:
@@ -45,8 +46,7 @@ class Breaches:
 
     def table(self) -> pd.DataFrame:
         if not self._found:
-            empty = {name: pd.Series(dtype="object") for name in QUARANTINE_COLUMNS}
-            return pd.DataFrame(empty).astype({"row": "int64"})
+            return _NOTHING.copy()
         positions = np.flatnonzero(self.any)
         raw = np.empty(len(self._frame), dtype=object)
         raw[positions] = _rows_as_json(self._frame.iloc[positions])

@@ -103,7 +103,8 @@ def coerce(values: "pd.Series[Any]", kind: Kind, time: TimeFormat | None = None)
     numeric = pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
     if numeric and (kind in ("number", "integer") or (kind == "time" and time.unit in EPOCH_UNITS)):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
-        return _finish_numbers(numbers, ~values.isna().to_numpy(dtype=bool), kind, time, values.index)
+        present = ~np.isnan(numbers) if values.dtype == np.float64 else ~values.isna().to_numpy(dtype=bool)
+        return _finish_numbers(numbers, present, kind, time, values.index)
     text, odd, _ = _arrow_text(values)
     present = np.asarray(pc.is_valid(text)) | odd
     if kind == "flag":

@@ -65,7 +65,7 @@ def max_length(column: str, characters: int, *, name: str | None = None) -> Rule
     return Rule(
         name or f"{column}_too_long",
         column,
-        lambda values: _on_text(values, lambda text: pc.less_equal(pc.utf8_length(text), characters)),
+        lambda values: on_text(values, lambda text: pc.less_equal(pc.utf8_length(text), characters)),
         f"at most {characters} characters",
     )
 
@@ -75,7 +75,7 @@ def matches(column: str, pattern: str, *, bound: str, name: str | None = None) -
     return Rule(
         name or f"{column}_pattern",
         column,
-        lambda values: _on_text(values, lambda text: pc.match_substring_regex(text, pattern)),
+        lambda values: on_text(values, lambda text: pc.match_substring_regex(text, pattern)),
         bound,
     )
 
@@ -88,13 +88,14 @@ def one_line(column: str, characters: int, *, name: str | None = None) -> Rule:
         return pc.and_not(pc.less_equal(pc.utf8_length(text), characters), broken)
 
     bound = f"one line of at most {characters} characters"
-    return Rule(name or f"{column}_not_one_line", column, lambda values: _on_text(values, holds), bound)
+    return Rule(name or f"{column}_not_one_line", column, lambda values: on_text(values, holds), bound)
 
 
 def _aware(values: "pd.Series[Any]") -> "pd.Series[Any]":
     return values if isinstance(values.dtype, pd.DatetimeTZDtype) else values.dt.tz_localize("UTC")
 
 
-def _on_text(values: "pd.Series[Any]", test: Callable[[Any], Any]) -> "pd.Series[Any]":
+def on_text(values: "pd.Series[Any]", test: Callable[[Any], Any]) -> "pd.Series[Any]":
+    """Return what a test on an Arrow array of text says of each value; a missing one holds."""
     held = test(pa.array(values, type=pa.string(), from_pandas=True))
     return pd.Series(pc.fill_null(held, fill_value=True).to_numpy(zero_copy_only=False), index=values.index)
