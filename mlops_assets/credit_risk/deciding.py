@@ -8,8 +8,9 @@ each decision. What does not: where applications come from (`ingestion.py`), whe
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
+from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,19 @@ from mlops_assets.credit_risk.outliers import OutlierFlags, OutlierModel
 from mlops_assets.credit_risk.policy import RULE_NAMES, RULES, DecisionPolicy
 from mlops_assets.credit_risk.reasons import Reasons, ReasonTable, explain, thin_files
 from mlops_assets.credit_risk.spec import Spec
+from mlops_assets.foundation.contracts import Column, not_after
 from mlops_assets.foundation.errors import UserError
-from mlops_assets.foundation.files import canonical_json, sha256_hex
+from mlops_assets.foundation.files import sha256_hex
 
+_ANY_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_TOLD = 200
 _QUARANTINED = RULE_NAMES.index("quarantined")
 
 
 def decision_id(system: str, application_id: str, payload_sha256: str) -> str:
     """Return the name of the decision on an application: the same content is decided once."""
-    return sha256_hex(canonical_json([system, application_id, payload_sha256]))[:32]
+    named = ",".join(map(encode_basestring, (system, application_id, payload_sha256)))
+    return sha256_hex(f"[{named}]".encode())[:32]  # of the canonical JSON
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ class Decider:
         table: ReasonTable,
     ) -> None:
         table.check(model.schema, spec.protected_names)
+        # One id with two contents is a matter of the ingestion.
+        self._contract = replace(applications_contract(spec, _ANY_TIME), unique=())
         self.spec, self.model, self.outliers, self.policy, self.table = spec, model, outliers, policy, table
 
     def decide(self, request: Request) -> Decided:
@@ -153,9 +160,8 @@ class Decider:
             do not add up.
         """
         self._refuse_protected(request.rows)
-        # One id with two contents is a matter of the ingestion, and what only other rows name is missing here.
-        contract = replace(applications_contract(self.spec, request.until), unique=())
-        frame = pd.DataFrame({name: [row.get(name) for row in request.rows] for name in contract.names}, dtype=object)
+        contract = self._contract.with_rule(not_after("applied_at", request.until))
+        frame = pd.DataFrame({column.name: _raw(request.rows, column) for column in contract.columns})
         split = contract.split(frame, where=request.batch_id or f"applications by {request.channel}")
         typed = split.accepted
         kept = ~typed.index.isin(list(request.refused))
@@ -176,24 +182,20 @@ class Decider:
         scored = np.full(len(frame), -1, dtype=np.int64)
         rows = typed.index.to_numpy()
         rule[rows], scored[rows] = chosen, np.arange(len(rows))
-        broken = _broken(split.quarantined, request.refused)
+        broken = _broken(split.quarantined, request)
         return Decided(request, scored, rule, features, scores, reasons, unusual, broken)
 
     def records(self, decided: Decided) -> Iterator[dict[str, Any]]:
         """Yield the record of each decision, ready for the log; only `decided_at` is left to it."""
         request = decided.request
-        results, vectors = self._results(decided), _vectors(decided.features)
-        names = list(decided.features.columns)
-        scored = list(zip(results, vectors, _flags(decided.unusual), strict=True))
+        # One after the other: a million small objects at once would keep the garbage collector busier than the rest.
+        scored = zip(self._results(decided), _vectors(decided.features), _flags(decided.unusual), strict=True)
         until = request.until.isoformat()
-        named = zip(request.decision_ids(self.spec.name), request.ids, request.digests, strict=True)
-        for position, (name, application, digest) in enumerate(named):
-            at = int(decided.scored[position])
-            if at >= 0:
-                result, vector, outlier = scored[at]
-                features = dict(zip(names, vector, strict=True))
-            else:
-                result, features, outlier = _unscored(), {}, None
+        named = zip(
+            request.decision_ids(self.spec.name), request.ids, request.digests, decided.scored.tolist(), strict=True
+        )
+        for position, (name, application, digest, at) in enumerate(named):
+            result, features, outlier = next(scored) if at >= 0 else (_unscored(), {}, None)
             yield {
                 "decision_id": name,
                 "application_id": application,
@@ -280,22 +282,45 @@ def _identity(value: Any, request: Request, position: int) -> str:
     return f"{place} in {request.batch_id or request.channel}"
 
 
-def _broken(quarantined: pd.DataFrame, refused: Mapping[int, Sequence[str]]) -> dict[int, Sequence[Mapping[str, Any]]]:
+def _raw(rows: Sequence[Mapping[str, Any]], column: Column) -> "pd.Series[Any]":
+    """Return a column of raw rows; numbers as such, for to read them one by one as text takes a hundred times as long.
+
+    The numbers are those that their texts would be read as.
+    """
+    values = [row.get(column.name) for row in rows]
+    kinds = set(map(type, values))
+    if column.type == "number" and kinds <= {int, float, type(None)}:
+        try:
+            # None becomes NaN, and minus nought, which texts do not have, nought.
+            return pd.Series(np.array(values, dtype=np.float64) + 0.0)
+        except OverflowError:  # a whole number beyond all others is told as it is written
+            pass
+    raw = np.empty(len(values), dtype=object)
+    raw[:] = values
+    return pd.Series(raw, dtype=object)
+
+
+def _broken(quarantined: pd.DataFrame, request: Request) -> Mapping[int, Sequence[Mapping[str, Any]]]:
+    """Return the rules that each row breaks, with the values as they came."""
     broken: dict[int, list[Mapping[str, Any]]] = {}
-    shown = quarantined[["row", "rule", "column", "value", "bound"]].itertuples(index=False)
-    for row, rule, column, value, bound in shown:
-        value = None if value is None or value != value else str(value)[:200]  # noqa: PLR0124, PLW2901
-        broken.setdefault(int(row), []).append({"rule": rule, "column": column, "value": value, "bound": bound})
-    return {row: broken[row] for row in broken if row not in refused}
+    names = ("row", "rule", "column", "bound")
+    for row, rule, column, bound in zip(*(quarantined[name].tolist() for name in names), strict=True):
+        if row not in request.refused:
+            value = request.rows[row].get(column)
+            told = None if value is None else str(value)[:_TOLD]
+            broken.setdefault(row, []).append({"rule": rule, "column": column, "value": told, "bound": bound})
+    return broken
 
 
-def _vectors(features: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """Return each row's values: numbers as float hex, missing ones as None, categories as text."""
+def _vectors(features: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield each row's values: numbers as float hex, missing ones as None, categories as text."""
+    names = list(features.columns)
     columns: list[list[Any]] = []
-    for name in features.columns:
+    for name in names:
         values = features[name].tolist()
         if features[name].dtype == np.float64:
             columns.append([None if value != value else value.hex() for value in values])  # noqa: PLR0124
         else:
             columns.append(values)
-    return list(zip(*columns, strict=True)) if columns else [() for _ in range(len(features))]
+    for vector in zip(*columns, strict=True):
+        yield dict(zip(names, vector, strict=True))

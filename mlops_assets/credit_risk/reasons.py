@@ -123,38 +123,43 @@ class Reasons:
 
     def told(self, table: ReasonTable) -> Iterator[list[dict[str, Any]]]:
         """Yield each application's reasons: theme, sentence, the features behind it, and the weight as float hex."""
-        # Plain lists: indexing arrays element by element is what would take the time of a million rows.
-        order, weight, missing = self.order.tolist(), self.weight.tolist(), self.missing.tolist()
-        sentences = {
-            (at, gone): table.sentence(theme, missing=gone)
-            for at, theme in enumerate(self.themes)
-            for gone in (False, True)
-        }
-        members = [index.tolist() for index in self.members]
-        for row, contributions in enumerate(self.contributions.tolist()):
-            reasons = []
-            for at, amount, gone in zip(order[row], weight[row], missing[row], strict=True):
+        # Plain lists, column by column: to index arrays, or to hold a list a row, is what would take the time of a
+        # million rows.
+        raised = [_raised(self.contributions, index) for index in self.members]
+        columns = zip(self.order.T.tolist(), self.weight.T.tolist(), self.missing.T.tolist(), strict=True)
+        places = zip(*(zip(*column, strict=True) for column in columns), strict=True)
+        known: dict[tuple[int, bool, tuple[int, ...]], tuple[str, str, list[str]]] = {}
+        for row, reasons in enumerate(places):
+            told = []
+            for at, amount, gone in reasons:
                 if at < 0:
                     break
-                raised = [index for index in members[at] if contributions[index] > 0]
-                if len(raised) > 1:
-                    raised.sort(key=lambda index: -contributions[index])
-                reasons.append(
-                    {
-                        "theme": self.themes[at],
-                        "text": self._filled(sentences[at, gone], raised),
-                        "features": [self.names[index] for index in raised],
-                        "contribution": amount.hex(),
-                    }
-                )
-            yield reasons
+                key = (at, gone, raised[at][row])
+                if key not in known:
+                    known[key] = self._words(table, *key)
+                theme, text, names = known[key]
+                told.append({"theme": theme, "text": text, "features": [*names], "contribution": amount.hex()})
+            yield told
 
-    def _filled(self, sentence: str, raised: Sequence[int]) -> str:
-        """Name those features of which nothing is known, and only where a sentence leaves a place for them."""
-        if MISSING not in sentence:
-            return sentence
-        named = [self.labels[index] or self.names[index] for index in raised]
-        return sentence.replace(MISSING, " and ".join(filter(None, [", ".join(named[:-1]), named[-1]])))
+    def _words(self, table: ReasonTable, at: int, gone: bool, raised: tuple[int, ...]) -> tuple[str, str, list[str]]:
+        """Return theme, sentence and features of a reason; what nothing is known of is named where there is a place."""
+        theme = self.themes[at]
+        sentence = table.sentence(theme, missing=gone)
+        if MISSING in sentence:
+            named = [self.labels[index] or self.names[index] for index in raised]
+            sentence = sentence.replace(MISSING, " and ".join(filter(None, [", ".join(named[:-1]), named[-1]])))
+        return theme, sentence, [self.names[index] for index in raised]
+
+
+def _raised(contributions: NDArray[np.float64], members: NDArray[np.intp]) -> Sequence[tuple[int, ...]]:
+    """Return for each row which of these features raised the risk, the weightiest first."""
+    if len(members) == 1:
+        return [(int(members[0]),)] * len(contributions)  # where the theme is a reason, this is behind it
+    weights = contributions[:, members]
+    order = np.argsort(-weights, axis=1, kind="stable")
+    many = (np.take_along_axis(weights, order, axis=1) > 0).sum(axis=1).tolist()
+    ranked = zip(*members[order].T.tolist(), strict=True)
+    return [each[:count] for each, count in zip(ranked, many, strict=True)]
 
 
 def explain(scores: Scores, features: pd.DataFrame, schema: FeatureSchema, *, most: int = 4) -> Reasons:
@@ -211,10 +216,10 @@ def _without_information(features: pd.DataFrame, schema: FeatureSchema) -> NDArr
     """(n, f) Whether a value is missing or a special code."""
     columns = []
     for feature in schema.features:
-        values = features[feature.name]
-        gone = values.isna().to_numpy(dtype=bool)
-        if feature.special:
-            gone = gone | values.isin(list(feature.special)).to_numpy(dtype=bool)
+        values = features[feature.name].to_numpy()
+        gone = np.asarray(pd.isna(values))
+        for code in feature.special:
+            gone |= values == code
         columns.append(gone)
     return np.column_stack(columns)
 

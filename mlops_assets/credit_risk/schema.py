@@ -134,6 +134,7 @@ class FeatureSchema:
             if feature.kind == "numeric":
                 columns[feature.name] = values.to_numpy(dtype=np.float64, na_value=np.nan)
             else:
-                text = values.astype(object)
-                columns[feature.name] = text.where(text.notna(), None).to_numpy(dtype=object)
+                texts = values.to_numpy(dtype=object, copy=True)
+                texts[pd.isna(texts)] = None
+                columns[feature.name] = texts
         return pd.DataFrame(columns, index=typed.index, columns=list(self.names))
