@@ -18,8 +18,7 @@ dependencies, and may be given several times. For one with what the lock names:
 
 The package itself comes from this checkout. New processes hash texts with another seed and have other numbers of
 threads than this one, one of them does without this processor's vector units, and every one says which versions it
-found. Exits with 1 where a byte differs, and where
-there was nothing to compare.
+found. Exits with 1 where a byte differs, and where there was nothing to compare.
 """
 
 import argparse
