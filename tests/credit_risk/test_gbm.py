@@ -193,18 +193,6 @@ def test_a_feature_without_any_number_is_harmless(loans: pd.DataFrame) -> None:
     assert scores.contributions[0, SCHEMA.names.index("amount")] == 0.0
 
 
-def test_names_that_lightgbm_refuses_are_fine(loans: pd.DataFrame) -> None:
-    spec = small_spec(
-        numeric=[{"name": 'in"come: [a,b]', "theme": "means"}, {"name": "in_come___a_b_", "theme": "means"}],
-        categorical=[],
-    )
-    schema = models.FeatureSchema.of(spec)
-    frame = pd.DataFrame({name: loans[source] for name, source in zip(schema.names, ("income", "debts"), strict=True)})
-    bad = loans["bad"].to_numpy()
-    made = gbm.fit(schema, SETTINGS, (frame, bad), (frame, bad))
-    assert set(made.importance()) == set(schema.names)
-
-
 # ---- by name, one by one, again, and from the files
 
 
