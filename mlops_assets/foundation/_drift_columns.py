@@ -19,6 +19,9 @@ ColumnKind = Literal["num", "cat"]
 
 OTHER = "(other)"
 
+# Evidently adds up over a set of labels, whose order is another one in every process.
+_DIGITS = 9
+
 _EXPECTED = 10.0
 _DISCRETE_VALUES = 10
 _RARE_SHARE = 0.9
@@ -195,7 +198,7 @@ def _distance(method: str, reference: NDArray[Any], current: NDArray[Any]) -> fl
         else (jensenshannon_stat_test, ColumnType.Categorical)
     )
     result = test(pd.Series(reference), pd.Series(current), kind, None)
-    return float(result.drift_score)
+    return round(float(result.drift_score), _DIGITS)
 
 
 def _inverse_sizes(reference: NDArray[Any], current: NDArray[Any]) -> float:
