@@ -6,18 +6,29 @@ each decision. What does not: where applications come from (`ingestion.py`), whe
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from json.encoder import encode_basestring
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mlops_assets.credit_risk._decision_texts import (
+    feature_texts,
+    json_of,
+    outlier_texts,
+    quoted,
+    result_texts,
+    source_text,
+    template,
+)
 from mlops_assets.credit_risk.contracts import applications_contract
+from mlops_assets.credit_risk.decision_log import Written
 from mlops_assets.credit_risk.models import PdModel, Scores
 from mlops_assets.credit_risk.outliers import OutlierFlags, OutlierModel
 from mlops_assets.credit_risk.policy import RULE_NAMES, RULES, DecisionPolicy
@@ -29,6 +40,12 @@ from mlops_assets.foundation.files import sha256_hex
 
 _ANY_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 _TOLD = 200
+_NUMBERS = {int, float, type(None)}
+_DECODER = json.JSONDecoder()
+_UNSCORED: Mapping[str, Any] = {
+    "pd": None, "margin": None, "points": None, "decision": RULES["quarantined"][0], "rule": "quarantined",
+    "reasons": [],
+}  # fmt: skip
 _QUARANTINED = RULE_NAMES.index("quarantined")
 
 
@@ -53,7 +70,7 @@ class Request:
     received_at
         ISO 8601, one for all.
     sources
-        File and row of each, where they have one.
+        `file` and `row` of each, where they have one.
     refused
         Rules that the ingestion found broken across rows (such as one id with two contents), by position.
     """
@@ -70,7 +87,7 @@ class Request:
     @cached_property
     def rows(self) -> Sequence[Mapping[str, Any]]:
         """The raw rows, every value as it came."""
-        return [json.loads(text) for text in self.payloads]
+        return [_row(text) for text in self.payloads]
 
     @cached_property
     def ids(self) -> Sequence[str]:
@@ -88,6 +105,8 @@ class Request:
 
     def select(self, positions: Sequence[int]) -> "Request":
         """Return the request for some of its applications."""
+        if list(positions) == list(range(len(self.payloads))):
+            return self  # with all that was read of it already
         return replace(
             self,
             payloads=[self.payloads[at] for at in positions],
@@ -161,7 +180,7 @@ class Decider:
         """
         self._refuse_protected(request.rows)
         contract = self._contract.with_rule(not_after("applied_at", request.until))
-        frame = pd.DataFrame({column.name: _raw(request.rows, column) for column in contract.columns})
+        frame = _raw(request.rows, contract.columns)
         split = contract.split(frame, where=request.batch_id or f"applications by {request.channel}")
         typed = split.accepted
         kept = ~typed.index.isin(list(request.refused))
@@ -187,52 +206,48 @@ class Decider:
 
     def records(self, decided: Decided) -> Iterator[dict[str, Any]]:
         """Yield the record of each decision, ready for the log; only `decided_at` is left to it."""
-        request = decided.request
-        # One after the other: a million small objects at once would keep the garbage collector busier than the rest.
-        scored = zip(self._results(decided), _vectors(decided.features), _flags(decided.unusual), strict=True)
-        until = request.until.isoformat()
-        named = zip(
-            request.decision_ids(self.spec.name), request.ids, request.digests, decided.scored.tolist(), strict=True
-        )
-        for position, (name, application, digest, at) in enumerate(named):
-            result, features, outlier = next(scored) if at >= 0 else (_unscored(), {}, None)
-            yield {
-                "decision_id": name,
-                "application_id": application,
-                "period": request.period,
-                "batch_id": request.batch_id,
-                "channel": request.channel,
-                "received_at": request.received_at,
-                "until": until,
-                "payload": request.rows[position],
-                "payload_sha256": digest,
-                "source": request.sources[position] if request.sources else None,
-                "flags": {
-                    "broken": list(decided.broken.get(position, ())),
-                    "refused": list(request.refused.get(position, ())),
-                    "outlier": outlier,
-                },
-                "features": features,
-                "result": result,
-            }
+        for text, _ in self._texts(decided, {}):
+            yield json.loads(text)
 
-    def _results(self, decided: Decided) -> Iterator[dict[str, Any]]:
-        scores = decided.scores
+    def written(self, decided: Decided, context_sha256: str, decided_at: str) -> Iterator[Written]:
+        """Yield each decision as the log writes it: the same record, with when it was made and in which context."""
+        request = decided.request
+        found_by = [
+            {"period": request.period, "decision": RULES[name][0], "rule": name, "channel": request.channel}
+            for name in RULE_NAMES
+        ]
+        if request.batch_id is not None:
+            found_by = [{**each, "batch_id": request.batch_id} for each in found_by]
+        more = {"context_sha256": context_sha256, "decided_at": decided_at}
+        for at, (text, name) in enumerate(self._texts(decided, more)):
+            yield Written(text, name, request.ids[at], context_sha256, found_by[decided.rule[at]])
+
+    def _texts(self, decided: Decided, more: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """Yield the canonical JSON of each record, and the decision's name."""
+        request = decided.request
+        common = {
+            "batch_id": request.batch_id, "channel": request.channel, "period": request.period,
+            "received_at": request.received_at, "until": request.until.isoformat(), **more,
+        }  # fmt: skip
+        own = ("application_id", "decision_id", "features", "flags", "payload", "payload_sha256", "result", "source")
+        record = template({**dict.fromkeys(own), **{name: json_of(value) for name, value in common.items()}})
+        flags = template(dict.fromkeys(("broken", "outlier", "refused")))
         rules = decided.rule[decided.scored >= 0].tolist()
-        points: Sequence[int | None] = [None] * len(rules) if scores.points is None else scores.points.tolist()
-        told = decided.reasons.told(self.table)
-        for probability, margin, score, rule, reasons in zip(
-            scores.pd.tolist(), scores.margin.tolist(), points, rules, told, strict=True
+        results = result_texts(decided.scores, rules, decided.reasons.texts(self.table))
+        # One after the other: a million small objects at once would keep the garbage collector busier than the rest.
+        scored = zip(feature_texts(decided.features), outlier_texts(decided.unusual), results, strict=True)
+        unscored = ("{}", "null", json_of(_UNSCORED))
+        names = request.decision_ids(self.spec.name)
+        for at, (name, application, digest, text, place) in enumerate(
+            zip(names, request.ids, request.digests, request.payloads, decided.scored.tolist(), strict=True)
         ):
-            name = RULE_NAMES[rule]
-            yield {
-                "pd": probability.hex(),
-                "margin": margin.hex(),
-                "points": score,
-                "decision": RULES[name][0],
-                "rule": name,
-                "reasons": reasons,
-            }
+            features, outlier, result = next(scored) if place >= 0 else unscored
+            broken = json_of(list(decided.broken[at])) if at in decided.broken else "[]"
+            refused = json_of(list(request.refused[at])) if at in request.refused else "[]"
+            flagged = flags % (broken, outlier, refused)
+            source = source_text(request.sources[at] if request.sources else None)
+            told = (quoted(application), quoted(name), features, flagged, text, quoted(digest), result, source)
+            yield record % told, name
 
     def _score(self, features: pd.DataFrame) -> Scores:
         try:
@@ -255,24 +270,6 @@ class Decider:
             )
 
 
-def _flags(unusual: OutlierFlags) -> Iterator[dict[str, Any] | None]:
-    for score, flagged, main in zip(
-        unusual.score.tolist(), unusual.flagged.tolist(), unusual.main_feature.tolist(), strict=True
-    ):
-        yield {"score": score.hex(), "flagged": flagged, "main_feature": main}
-
-
-def _unscored() -> dict[str, Any]:
-    return {
-        "pd": None,
-        "margin": None,
-        "points": None,
-        "decision": RULES["quarantined"][0],
-        "rule": "quarantined",
-        "reasons": [],
-    }
-
-
 def _identity(value: Any, request: Request, position: int) -> str:
     """Return an application's id, or where it stands if it has none."""
     if value is not None and value == value and str(value).strip():  # noqa: PLR0124 - nan differs from itself
@@ -282,14 +279,30 @@ def _identity(value: Any, request: Request, position: int) -> str:
     return f"{place} in {request.batch_id or request.channel}"
 
 
-def _raw(rows: Sequence[Mapping[str, Any]], column: Column) -> "pd.Series[Any]":
-    """Return a column of raw rows; numbers as such, for to read them one by one as text takes a hundred times as long.
+def _row(text: str) -> Mapping[str, Any]:
+    row, end = _DECODER.raw_decode(text)
+    if not isinstance(row, dict) or end != len(text):
+        raise ValueError(f"a payload is no JSON object: {text[:_TOLD]!r}")
+    return row
 
-    The numbers are those that their texts would be read as.
+
+def _raw(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> pd.DataFrame:
+    """Return these columns of raw rows; what a row does not name is missing."""
+    names = [column.name for column in columns]
+    try:
+        whole: Iterable[Sequence[Any]] = zip(*map(itemgetter(*names), rows), strict=True)
+        found = dict(zip(names, whole, strict=True)) if rows else {}
+    except KeyError:
+        found = {name: [row.get(name) for row in rows] for name in names}
+    return pd.DataFrame({column.name: _values(found.get(column.name, ()), column) for column in columns})
+
+
+def _values(values: Sequence[Any], column: Column) -> "pd.Series[Any]":
+    """Return a column; numbers as such, because to read them as text, one by one, takes a hundred times as long.
+
+    They are the numbers that their texts would be read as.
     """
-    values = [row.get(column.name) for row in rows]
-    kinds = set(map(type, values))
-    if column.type == "number" and kinds <= {int, float, type(None)}:
+    if column.type == "number" and set(map(type, values)) <= _NUMBERS:
         try:
             # None becomes NaN, and minus nought, which texts do not have, nought.
             return pd.Series(np.array(values, dtype=np.float64) + 0.0)
@@ -310,17 +323,3 @@ def _broken(quarantined: pd.DataFrame, request: Request) -> Mapping[int, Sequenc
             told = None if value is None else str(value)[:_TOLD]
             broken.setdefault(row, []).append({"rule": rule, "column": column, "value": told, "bound": bound})
     return broken
-
-
-def _vectors(features: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Yield each row's values: numbers as float hex, missing ones as None, categories as text."""
-    names = list(features.columns)
-    columns: list[list[Any]] = []
-    for name in names:
-        values = features[name].tolist()
-        if features[name].dtype == np.float64:
-            columns.append([None if value != value else value.hex() for value in values])  # noqa: PLR0124
-        else:
-            columns.append(values)
-    for vector in zip(*columns, strict=True):
-        yield dict(zip(names, vector, strict=True))

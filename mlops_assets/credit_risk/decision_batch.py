@@ -166,7 +166,8 @@ def _decide_new(
     others = [name for at, name in enumerate(names) if first.get(name) != at]
     if fresh:
         decided = decider.decide(request.select(fresh))
-        if log.append(_stamped(decider.records(decided), now), context) == len(fresh):
+        moment = (now or datetime.now(UTC)).isoformat()
+        if log.append(decider.written(decided, context, moment), context) == len(fresh):
             outcome.add(decided)
         else:
             # Another run was faster with some of them: what it recorded stands.
@@ -213,12 +214,6 @@ def _ask_the_log(log: DecisionLog, spec: Spec, request: Request, names: Sequence
     ]
     same = same_content(spec, [(request.rows[at], log.get(other).body) for at, other in asked], request.until)
     outcome.doubled += len({at for (at, _), equal in zip(asked, same, strict=True) if equal})
-
-
-def _stamped(records: Iterable[dict[str, Any]], now: datetime | None) -> Iterator[dict[str, Any]]:
-    moment = (now or datetime.now(UTC)).isoformat()
-    for record in records:
-        yield {**record, "decided_at": moment}
 
 
 def _chunks_of(warehouse: Warehouse, spec: Spec, batch: Mapping[str, Any]) -> Iterator[pd.DataFrame]:

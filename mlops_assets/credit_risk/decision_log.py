@@ -11,7 +11,7 @@ and a ``rescore`` (the same application decided again in another context, beside
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,7 +20,7 @@ from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import canonical_json, sha256_hex
 from mlops_assets.foundation.journal import Draft, Entry, Head, Journal, Problem
 
-__all__ = ["COLUMNS", "FIELDS", "DecisionLog"]
+__all__ = ["COLUMNS", "FIELDS", "DecisionLog", "Written"]
 
 FIELDS = (
     "decision_id", "application_id", "period", "batch_id", "channel", "received_at", "decided_at", "payload",
@@ -30,6 +30,26 @@ FIELDS = (
 
 _CONTEXT, _DECISION, _RESCORE = "context", "decision", "rescore"
 _KNOWN_CONTEXTS = 1_000
+
+
+class Written(NamedTuple):
+    """A decision as it stands in the log: canonical JSON with every field of `FIELDS` and its context.
+
+    Parameters
+    ----------
+    text
+        The entry's content; whoever made it vouches that it is canonical and complete.
+    decision_id, application_id, context_sha256
+        What it says of these.
+    found_by
+        What it says of period, decision, rule and channel, and of batch_id where it has one.
+    """
+
+    text: str
+    decision_id: str
+    application_id: str
+    context_sha256: str
+    found_by: Mapping[str, str]
 
 
 class DecisionLog:
@@ -95,7 +115,7 @@ class DecisionLog:
         self._contexts[sha256] = context
         return context
 
-    def append(self, decisions: Iterable[Mapping[str, Any]], context_sha256: str) -> int:
+    def append(self, decisions: Iterable[Mapping[str, Any] | Written], context_sha256: str) -> int:
         """Append decisions that were made in a context; one whose ``decision_id`` is known is passed over.
 
         Memory holds 10,000 of them at most, whatever their number.
@@ -111,8 +131,7 @@ class DecisionLog:
             A decision lacks a field, the context was not recorded, or as for `Journal.append_many`.
         """
         keys = self._keys(self.context_of(context_sha256), context_sha256)
-        drafts = (_decision_draft(each, context_sha256, keys) for each in decisions)
-        return self.journal.append_many(drafts).appended
+        return self.journal.append_many(_decision_drafts(decisions, context_sha256, keys)).appended
 
     def rescore(self, results: Iterable[Mapping[str, Any]], context_sha256: str, reason: str) -> int:
         """Append what decisions would be in another context; the decisions themselves stand.
@@ -296,6 +315,23 @@ class DecisionLog:
                 where=str(self.journal.path),
                 remedy="give model.sha256, model.version and policy.version.",
             ) from error
+
+
+def _decision_drafts(
+    decisions: Iterable[Mapping[str, Any] | Written], context_sha256: str, keys: Mapping[str, str]
+) -> Iterator[Draft]:
+    # What decisions are found by is the same for thousands of them: it is put together once.
+    known: dict[int, tuple[Mapping[str, str], Mapping[str, str]]] = {}
+    for each in decisions:
+        if not isinstance(each, Written):
+            yield _decision_draft(each, context_sha256, keys)
+            continue
+        if each.context_sha256 != context_sha256:
+            raise ValueError(f"decision {each.decision_id} was written for context {each.context_sha256}")
+        if id(each.found_by) not in known:
+            known[id(each.found_by)] = (each.found_by, {**keys, **each.found_by})
+        _, index = known[id(each.found_by)]
+        yield Draft(_DECISION, each.text, each.decision_id, each.application_id, index, canonical=True)
 
 
 def _decision_draft(decision: Mapping[str, Any], context_sha256: str, keys: Mapping[str, str]) -> Draft:

@@ -9,6 +9,7 @@ a protected attribute or contributions that do not add up to the score stop the 
 whose reason is wrong.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mlops_assets.credit_risk._decision_texts import hexes, json_of
 from mlops_assets.credit_risk.models import Scores
 from mlops_assets.credit_risk.schema import FeatureSchema
 from mlops_assets.credit_risk.spec import Spec
@@ -123,12 +125,16 @@ class Reasons:
 
     def told(self, table: ReasonTable) -> Iterator[list[dict[str, Any]]]:
         """Yield each application's reasons: theme, sentence, the features behind it, and the weight as float hex."""
-        # Plain lists, column by column: to index arrays, or to hold a list a row, is what would take the time of a
-        # million rows.
+        for text in self.texts(table):
+            yield json.loads(text)
+
+    def texts(self, table: ReasonTable) -> Iterator[str]:
+        """Yield each application's reasons as canonical JSON; see `told`."""
         raised = [_raised(self.contributions, index) for index in self.members]
-        columns = zip(self.order.T.tolist(), self.weight.T.tolist(), self.missing.T.tolist(), strict=True)
-        places = zip(*(zip(*column, strict=True) for column in columns), strict=True)
-        known: dict[tuple[int, bool, tuple[int, ...]], tuple[str, str, list[str]]] = {}
+        # Column by column, and no object a row: that is what would take the time of a million rows.
+        columns = zip(self.order.T.tolist(), self.weight.T, self.missing.T.tolist(), strict=True)
+        places = zip(*(zip(at, hexes(amount), gone, strict=True) for at, amount, gone in columns), strict=True)
+        known: dict[tuple[int, bool, tuple[int, ...]], str] = {}
         for row, reasons in enumerate(places):
             told = []
             for at, amount, gone in reasons:
@@ -136,19 +142,18 @@ class Reasons:
                     break
                 key = (at, gone, raised[at][row])
                 if key not in known:
-                    known[key] = self._words(table, *key)
-                theme, text, names = known[key]
-                told.append({"theme": theme, "text": text, "features": [*names], "contribution": amount.hex()})
-            yield told
+                    # What follows the first name in the order of canonical JSON, which is the contribution.
+                    known[key] = json_of(self._words(table, *key)).removeprefix("{")
+                told.append(f'{{"contribution":{amount},{known[key]}')
+            yield f"[{','.join(told)}]"
 
-    def _words(self, table: ReasonTable, at: int, gone: bool, raised: tuple[int, ...]) -> tuple[str, str, list[str]]:
-        """Return theme, sentence and features of a reason; what nothing is known of is named where there is a place."""
-        theme = self.themes[at]
-        sentence = table.sentence(theme, missing=gone)
+    def _words(self, table: ReasonTable, at: int, gone: bool, raised: tuple[int, ...]) -> dict[str, Any]:
+        """Return what is said of a reason; what nothing is known of is named where the sentence has a place for it."""
+        sentence = table.sentence(self.themes[at], missing=gone)
         if MISSING in sentence:
             named = [self.labels[index] or self.names[index] for index in raised]
             sentence = sentence.replace(MISSING, " and ".join(filter(None, [", ".join(named[:-1]), named[-1]])))
-        return theme, sentence, [self.names[index] for index in raised]
+        return {"theme": self.themes[at], "text": sentence, "features": [self.names[index] for index in raised]}
 
 
 def _raised(contributions: NDArray[np.float64], members: NDArray[np.intp]) -> Sequence[tuple[int, ...]]:
@@ -228,5 +233,5 @@ def thin_files(features: pd.DataFrame, schema: FeatureSchema, needed: Sequence[s
     """(n,) Whether all of the needed features are missing or special; never where none is needed."""
     if not needed:
         return np.zeros(len(features), dtype=bool)
-    gone = _without_information(features, schema)
-    return np.asarray(gone[:, [schema.names.index(name) for name in needed]].all(axis=1))
+    chosen = FeatureSchema(tuple(schema.features[schema.names.index(name)] for name in needed))
+    return np.asarray(_without_information(features, chosen).all(axis=1))

@@ -13,8 +13,7 @@ mode does not work over a network file system.
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -42,17 +41,24 @@ BLOCK_ROWS = 10_000
 BLOCK_BYTES = 32 << 20
 _PAGE_ROWS = 500
 _KNOWN_INDEXES = 20_000
+# Also half a surrogate pair, which no file can hold.
+_UNRECORDABLE = (TypeError, ValueError, RecursionError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would double the time to make one
 class Draft:
-    """What is to be appended; see `Journal.append`."""
+    """What is to be appended; see `Journal.append`.
+
+    Where `canonical` is said, the body is canonical JSON already: it is written as it is, and whoever made it vouches
+    that it is.
+    """
 
     kind: str
     body: Any
     key: str | None = None
     subject: str | None = None
     index: Mapping[str, str] = field(default_factory=dict)
+    canonical: bool = False
 
 
 class Appended(NamedTuple):
@@ -312,21 +318,20 @@ class Journal:
     def _prepared(self, draft: Draft) -> _Prepared:
         if not draft.kind:
             raise ValueError("an entry needs a kind")
-        with self._recordable(f"{draft.kind} {draft.key or ''}"):
-            text = canonical_json(draft.body).decode()
-            f"{draft.kind}{draft.key}{draft.subject}".encode()
-        return _Prepared(draft.kind, text, draft.key, draft.subject, draft.index)
-
-    @contextmanager
-    def _recordable(self, what: str) -> Iterator[None]:
+        kind, key, subject = draft.kind, draft.key, draft.subject
         try:
-            yield
-        except (TypeError, ValueError, RecursionError) as error:  # also half a surrogate pair, which no file can hold
-            raise UserError(
-                f"{what.strip()} cannot be recorded: {error}",
-                where=str(self.path),
-                remedy="record plain numbers, text, lists and mappings; write numbers that are not finite as text.",
-            ) from error
+            text = draft.body if draft.canonical else canonical_json(draft.body).decode()
+            f"{kind}{key}{subject}".encode()
+        except _UNRECORDABLE as error:
+            raise self._unrecordable(f"{kind} {key or ''}".strip(), error) from error
+        return _Prepared(kind, text, key, subject, draft.index)
+
+    def _unrecordable(self, what: str, error: Exception) -> UserError:
+        return UserError(
+            f"{what} cannot be recorded: {error}",
+            where=str(self.path),
+            remedy="record plain numbers, text, lists and mappings; write numbers that are not finite as text.",
+        )
 
     def _append(self, block: list[_Prepared]) -> list[Row]:
         with self._turn:
@@ -344,7 +349,7 @@ class Journal:
         known = _known(writing, block)
         number, previous = tail.number, tail.sha256
         rows: list[Row] = []
-        postings: dict[int, list[int]] = {}
+        listed: dict[_Indexed, list[int]] = {}
         for kind, text, key, subject, values in block:
             if key is not None:
                 if key in known[kind]:
@@ -355,20 +360,21 @@ class Journal:
             document = document_text(at, behind, text, indexed.json, key, kind, number, previous.hex(), subject)
             digest = hashlib.sha256(document.encode()).digest()
             rows.append(Row(number, kind, key, subject, at, behind, indexed.terms, text, previous, digest))
-            for term in indexed.ids:
-                postings.setdefault(term, []).append(number)
+            listed.setdefault(indexed, []).append(number)
             previous = digest
         if rows:
-            writing.write(rows, postings)
+            writing.write(rows, _postings(listed))
         return rows
 
     def _indexed(self, writing: Writing, index: Mapping[str, str]) -> _Indexed:
         values = tuple(index.items())
         found = self._indexes.get(values)
         if found is None:
-            with self._recordable(f"the index values {dict(index)}"):
+            try:
                 text = index_json(index)
                 text.encode()
+            except _UNRECORDABLE as error:
+                raise self._unrecordable(f"the index values {dict(index)}", error) from error
             ids = tuple(writing.term(name, index[name]) for name in sorted(index))
             found = _Indexed(text, terms_text(ids), ids)
             if len(self._indexes) >= _KNOWN_INDEXES:
@@ -406,6 +412,15 @@ class Journal:
                 remedy="verify the journal to see what is wrong, and restore the file from a backup.",
             ) from error
         return Entry(number, kind, key, subject, when, behind_us, index, text, before, own)
+
+
+def _postings(listed: Mapping[_Indexed, Sequence[int]]) -> dict[int, list[int]]:
+    """Return the numbers of the entries that have each index value."""
+    postings: dict[int, list[int]] = {}
+    for indexed, numbers in listed.items():
+        for term in indexed.ids:
+            postings.setdefault(term, []).extend(numbers)
+    return {term: sorted(numbers) for term, numbers in postings.items()}
 
 
 def _known(writing: Writing, block: list[_Prepared]) -> dict[str, set[str]]:

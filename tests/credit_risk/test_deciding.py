@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlops_assets.credit_risk.deciding import Decided, Decider, decision_id
 from mlops_assets.credit_risk.models import Scores
-from mlops_assets.credit_risk.policy import RULES
+from mlops_assets.credit_risk.policy import RULE_NAMES, RULES
 from mlops_assets.credit_risk.reasons import ReasonTable, thin_files
 from mlops_assets.foundation.errors import UserError
 from mlops_assets.foundation.files import canonical_json, sha256_hex
@@ -24,6 +24,7 @@ from tests.credit_risk.decided_world import (
     GBM,
     GOOD,
     KINDS,
+    PLAIN,
     RISKY,
     SCORECARD,
     World,
@@ -162,6 +163,84 @@ class TestSameBytes:
         assert list(deciders[GBM].records(decided)) == []
 
 
+class TestWritten:
+    """What the log gets is made as text; here it is made value by value."""
+
+    def expected(self, decider: Decider, decided: Decided, at: int, more: Mapping[str, Any]) -> dict[str, Any]:
+        request, place = decided.request, int(decided.scored[at])
+        payload = json.loads(request.payloads[at])
+        digest = sha256_hex(request.payloads[at].encode())
+        rule = RULE_NAMES[decided.rule[at]]
+        result = {"pd": None, "margin": None, "points": None, "reasons": []}
+        features, outlier = {}, None
+        if place >= 0:
+            values, scores, unusual = decided.features.iloc[place], decided.scores, decided.unusual
+            features = {
+                name: None if pd.isna(value) else float(value).hex() if isinstance(value, float) else value
+                for name, value in values.items()
+            }
+            outlier = {
+                "score": float(unusual.score[place]).hex(), "flagged": bool(unusual.flagged[place]),
+                "main_feature": unusual.main_feature[place],
+            }  # fmt: skip
+            result = {
+                "pd": float(scores.pd[place]).hex(), "margin": float(scores.margin[place]).hex(),
+                "points": None if scores.points is None else int(scores.points[place]),
+                "reasons": list(decided.reasons.told(decider.table))[place],
+            }  # fmt: skip
+        return {
+            "decision_id": decision_id(decider.spec.name, request.ids[at], digest), "application_id": request.ids[at],
+            "period": request.period, "batch_id": request.batch_id, "channel": request.channel,
+            "received_at": request.received_at, "until": request.until.isoformat(), "payload": payload,
+            "payload_sha256": digest, "source": request.sources[at] if request.sources else None,
+            "flags": {
+                "broken": list(decided.broken.get(at, ())), "refused": list(request.refused.get(at, ())),
+                "outlier": outlier,
+            },
+            "features": features,
+            "result": {**result, "decision": RULES[rule][0], "rule": rule},
+            **more,
+        }  # fmt: skip
+
+    @MODELS
+    @pytest.mark.parametrize("channel", ["batch", "api"])
+    def test_the_text_is_the_canonical_json_of_the_record(self, deciders, number, channel):
+        decider, payloads = deciders[number], texts(edge_rows())
+        sources = [{"file": 'odd "name" %s ü.csv', "row": row} for row in range(len(payloads))]
+        over = {"sources": sources} if channel == "batch" else {"channel": "api", "batch_id": None}
+        decided = decider.decide(request_of(payloads, refused={3: ["r-1", "r-2"]}, **over))
+        more = {"context_sha256": "c0", "decided_at": "2024-09-03T05:00:00+00:00"}
+        records, written = list(decider.records(decided)), list(decider.written(decided, *more.values()))
+        for at in range(len(payloads)):
+            expected = self.expected(decider, decided, at, more)
+            assert written[at].text == canonical_json(expected).decode()
+            assert records[at] == {name: value for name, value in expected.items() if name not in more}
+            assert written[at].decision_id == expected["decision_id"]
+            assert written[at].application_id == expected["application_id"]
+            names = ("period", "channel", "batch_id")
+            found_by = {name: expected[name] for name in names if expected[name] is not None}
+            found_by |= {name: expected["result"][name] for name in ("decision", "rule")}
+            assert written[at].found_by == found_by
+
+    def test_a_text_that_is_no_object_is_not_written(self, deciders):
+        (text,) = texts([GOOD])
+        for broken in (f"{text} ", f'{text},"x":1', "[1]", "7", "", text[:-1], f"{text}{text}"):
+            with pytest.raises(ValueError, match=r"a payload is no JSON object|Expecting"):
+                deciders[SCORECARD].decide(request_of([text, broken]))
+
+    def test_it_is_written_for_the_context_that_it_names(self, copied, deciders):
+        log = copied.log()
+        context = next(iter(log.of_period(PLAIN))).body["context_sha256"]
+        decided = deciders[SCORECARD].decide(request_of(texts([{**GOOD, "application_id": "new"}])))
+        with pytest.raises(ValueError, match="was written for context c0"):
+            log.append(deciders[SCORECARD].written(decided, "c0", "2024-09-03T05:00:00+00:00"), context)
+        assert log.append(deciders[SCORECARD].written(decided, context, "2024-09-03T05:00:00+00:00"), context) == 1
+        (entry,) = log.find("new")
+        assert entry.intact
+        assert canonical_json(entry.body).decode() == entry.text
+        assert log.verify() == []
+
+
 class TestEveryRow:
     @MODELS
     @pytest.mark.parametrize("kind", KINDS)
@@ -182,7 +261,7 @@ class TestEveryRow:
             assert set(record["flags"]["broken"][0]) == {"rule", "column", "value", "bound"}
         else:
             assert 0 < float.fromhex(result["pd"]) < 1
-            assert tuple(record["features"]) == deciders[number].model.schema.names
+            assert set(record["features"]) == set(deciders[number].model.schema.names)
             assert (result["points"] is None) == (number == GBM)
 
     def test_every_decision_occurs(self, deciders):
